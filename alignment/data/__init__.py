@@ -1,0 +1,1 @@
+"""Records, sources, views, tokenising and batches: from any data set to any method."""

@@ -1,0 +1,1 @@
+"""One objective a file: pure functions that return unreduced values."""

@@ -1,0 +1,1 @@
+"""Model loading, adapters, references, sharding and export."""

@@ -1,0 +1,302 @@
+"""Where a causal language model comes from: a pretrained folder or hub name, or fresh weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from safetensors import SafetensorError
+
+from alignment.data.tokenizer import TokenizerOptions, load_tokenizer
+from alignment.utils.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DType = Literal["float32", "bfloat16"]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+
+
+class ModelSource(Protocol):
+    """What the bundle needs to know about a model before it loads any weights."""
+
+    dtype: DType
+    attention: Attention
+    gradient_checkpointing: bool
+    compile: bool
+    chunk_tokens: int
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer."""
+        ...
+
+    def config(self) -> PreTrainedConfig:
+        """Reads the architecture."""
+        ...
+
+    def load(self) -> PreTrainedModel:
+        """Loads the weights, every time anew."""
+        ...
+
+    def weights_hash(self) -> str:
+        """Names the weights by content."""
+        ...
+
+    def describe(self) -> str:
+        """Says in words where the weights come from."""
+        ...
+
+
+class PretrainedModel:
+    """A model from a local folder or from the Hugging Face hub.
+
+    Weights are read from safetensors only and code from a repository is never run.
+
+    Args:
+        path: A folder, or a hub name such as ``HuggingFaceTB/SmolLM2-135M-Instruct``.
+        revision: The hub's commit, branch or tag; ``None`` for the default branch.
+        dtype: Type of the weights in memory.
+        attention: Attention implementation.
+        quantization: ``4bit`` loads the base weights in NF4 through bitsandbytes (GPU, with an adapter).
+        gradient_checkpointing: Recompute activations in the backward pass, block by block.
+        compile: Compile the decoder with ``torch.compile``.
+        chunk_tokens: Scored tokens whose logits exist at a time.
+        tokenizer: What the tokenizer lacks.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        revision: str | None,
+        dtype: DType,
+        attention: Attention,
+        quantization: Literal["4bit"] | None,
+        gradient_checkpointing: bool,
+        compile: bool,
+        chunk_tokens: int,
+        tokenizer: TokenizerOptions,
+    ) -> None:
+        self.path = str(Path(path).expanduser()) if is_local(path) else path
+        self.revision = revision
+        self.dtype = dtype
+        self.attention = attention
+        self.quantization = quantization
+        self.gradient_checkpointing = gradient_checkpointing
+        self.compile = compile
+        self.chunk_tokens = chunk_tokens
+        self.tokenizer_options = tokenizer
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer that lies beside the weights."""
+        self._check_path()
+        return load_tokenizer(self.path, revision=self.revision, options=self.tokenizer_options)
+
+    def config(self) -> PreTrainedConfig:
+        """Reads the architecture, with dropout off everywhere."""
+        from transformers import AutoConfig
+
+        self._check_path()
+        try:
+            config = AutoConfig.from_pretrained(self.path, revision=self.revision, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                "model.path",
+                got=self.path,
+                expected="a folder with config.json and safetensors weights, or a reachable hub name",
+                hint=_first_line(error),
+            ) from error
+        return without_dropout(config)
+
+    def load(self) -> PreTrainedModel:
+        """Loads the weights.
+
+        Raises:
+            UserError: If weights are missing, misshapen, or not in safetensors.
+        """
+        from transformers import AutoModelForCausalLM
+
+        config, quantization = self.config(), self._quantization_config()
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                self.path,
+                revision=self.revision,
+                config=config,
+                dtype=getattr(torch, self.dtype),
+                attn_implementation=self.attention,
+                use_safetensors=True,
+                trust_remote_code=False,
+                quantization_config=quantization,
+                output_loading_info=True,
+            )
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise UserError(f"model.path={self.path}: the weights cannot be loaded: {_first_line(error)}") from error
+        missing = sorted(set(report["missing_keys"]) - set(getattr(model, "all_tied_weights_keys", ()) or ()))
+        wrong = [f"{name}: {have} in the file, {want} in config.json" for name, have, want in report["mismatched_keys"]]
+        if missing or wrong:
+            problems = [f"{name} is missing" for name in missing] + wrong
+            raise UserError(
+                f"model.path={self.path}: {len(problems)} weights do not fit config.json: {'; '.join(problems[:5])}. "
+                "They would be random: use the folder that the configuration belongs to"
+            )
+        return model
+
+    def weights_hash(self) -> str:
+        """Hashes the weight files of a folder; for a hub model its commit names them."""
+        from transformers.utils import cached_file
+
+        if is_local(self.path):
+            return hash_files(sorted(Path(self.path).glob("*.safetensors")))
+        resolved = cached_file(self.path, "config.json", revision=self.revision)
+        return f"{self.path}@{Path(str(resolved)).parent.name}"
+
+    def describe(self) -> str:
+        """Returns the folder or hub name."""
+        return self.path if self.revision is None else f"{self.path}@{self.revision}"
+
+    def _check_path(self) -> None:
+        if is_local(self.path) and not (Path(self.path) / "config.json").is_file():
+            exists = Path(self.path).exists()
+            raise ConfigError(
+                "model.path",
+                got=self.path,
+                expected="a folder that holds config.json",
+                hint="the folder is there but has no config.json" if exists else "no such folder",
+            )
+
+    def _quantization_config(self) -> Any:
+        if self.quantization is None:
+            return None
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                "model.quantization",
+                got=self.quantization,
+                expected="null on a machine without a CUDA device",
+            )
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+
+
+class RandomModel:
+    """Fresh weights of any architecture: where training starts from nothing.
+
+    Args:
+        architecture: A transformers model type, for example ``llama``, ``qwen2``, ``gpt2``.
+        config: Fields of that architecture's configuration.
+        seed: Seeds the weights.
+        dtype: Type of the weights in memory.
+        attention: Attention implementation.
+        gradient_checkpointing: Recompute activations in the backward pass, block by block.
+        compile: Compile the decoder with ``torch.compile``.
+        chunk_tokens: Scored tokens whose logits exist at a time.
+        build_tokenizer: Makes the tokenizer; its size becomes ``vocab_size``.
+    """
+
+    def __init__(
+        self,
+        *,
+        architecture: str,
+        config: dict[str, Any],
+        seed: int,
+        dtype: DType,
+        attention: Attention,
+        gradient_checkpointing: bool,
+        compile: bool,
+        chunk_tokens: int,
+        build_tokenizer: Callable[[], PreTrainedTokenizerBase],
+    ) -> None:
+        self.architecture = architecture
+        self.fields = {str(key): value for key, value in config.items()}
+        self.seed = seed
+        self.dtype = dtype
+        self.attention = attention
+        self.gradient_checkpointing = gradient_checkpointing
+        self.compile = compile
+        self.chunk_tokens = chunk_tokens
+        self._tokenizer = build_tokenizer()
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Returns the tokenizer that was built for this model."""
+        return self._tokenizer
+
+    def config(self) -> PreTrainedConfig:
+        """Builds the architecture's configuration around the tokenizer."""
+        from transformers import AutoConfig
+
+        tokenizer = self._tokenizer
+        config = AutoConfig.for_model(
+            self.architecture,
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **self.fields,
+        )
+        return without_dropout(config)
+
+    def load(self) -> PreTrainedModel:
+        """Draws the weights; the process's own random state stays where it was."""
+        from transformers import AutoModelForCausalLM
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = AutoModelForCausalLM.from_config(
+                self.config(), dtype=getattr(torch, self.dtype), attn_implementation=self.attention
+            )
+        model.generation_config.eos_token_id = self._tokenizer.eos_token_id
+        return model
+
+    def weights_hash(self) -> str:
+        """Names the weights by what they are drawn from."""
+        text = json.dumps(
+            [self.config().to_dict(), self.seed, self.dtype, torch.__version__], sort_keys=True, default=str
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def describe(self) -> str:
+        """Returns the architecture and the seed."""
+        return f"random {self.architecture}, seed {self.seed}"
+
+
+def is_local(path: str) -> bool:
+    """Tells a folder from a hub name: ``a/b`` is a hub name unless there is such a folder."""
+    looks_like_path = path.startswith((".", "/", "~")) or path.count("/") > 1
+    return looks_like_path or Path(path).expanduser().exists()
+
+
+def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Sets every dropout probability to zero.
+
+    With dropout the policy's log-probs differ from its own and from the reference's on the same
+    tokens: the ratio at step 0 would not be one and the loss of DPO not log 2.
+    """
+    text_config = config.get_text_config()
+    for part in {id(config): config, id(text_config): text_config}.values():
+        for name, value in vars(part).items():
+            if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, int | float) and value > 0:
+                setattr(part, name, 0.0)
+    return config
+
+
+def hash_files(files: list[Path]) -> str:
+    """Returns one SHA-256 over the names and contents of files."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,159 @@
+"""The one log-prob path: a token batch goes in, the log-probs of its scored tokens come out.
+
+Every method, evaluation and reference reads log-probs here and nowhere else. Only this module knows
+how rows are laid out; sharding, compiling and activation checkpointing all see this one forward.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from alignment.ops.logprobs import chunked_token_logps
+from alignment.types import TokenBatch, TokenLogps
+from alignment.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+#: Changes whenever the path's numbers may change: it is part of the reference cache's key.
+LOGPROB_PATH_VERSION = 1
+
+
+class LogprobModel(nn.Module):
+    """Wraps a causal language model, with or without an adapter.
+
+    Args:
+        backbone: The Hugging Face model, or the PeftModel around it.
+        chunk_tokens: Scored tokens whose logits exist at a time.
+
+    Attributes:
+        backbone: As given: for generation, adapters and export.
+    """
+
+    def __init__(self, backbone: PreTrainedModel | PeftModel, *, chunk_tokens: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.chunk_tokens = chunk_tokens
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The Hugging Face model itself; adapters sit inside its layers."""
+        return unwrap(self.backbone)
+
+    def forward(self, batch: TokenBatch, temperature: float = 1.0) -> TokenLogps:
+        """Scores a batch.
+
+        Args:
+            batch: Sequences in rows.
+            temperature: Divides the logits, as in sampling.
+
+        Returns:
+            Log-probs in nats, fp32, flat over the scored tokens.
+        """
+        model = self.causal_lm
+        hidden = model.base_model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        head = active_head(model)
+        token_logps = chunked_token_logps(
+            hidden.flatten(0, 1)[batch.predictor_index],
+            head.weight,
+            batch.targets,
+            bias=head.bias,
+            scale=_logit_scale(model),
+            softcap=_text_config(model, "final_logit_softcapping"),
+            temperature=temperature,
+            chunk_tokens=self.chunk_tokens,
+        )
+        return TokenLogps(token_logps, batch.sequence_index, batch.num_sequences)
+
+
+def unwrap(backbone: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Returns the Hugging Face model inside a PeftModel, or the model itself."""
+    from peft import PeftModel
+
+    return backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone  # type: ignore[return-value]
+
+
+def active_head(model: PreTrainedModel) -> nn.Linear:
+    """Returns the linear layer that projects onto the vocabulary, the adapter's own copy when it has one.
+
+    Raises:
+        UserError: If the head is adapted in a way that has no weight of its own, LoRA on the head for example.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    head = model.get_output_embeddings()
+    if isinstance(head, ModulesToSaveWrapper):
+        adapted = not head.disable_adapters and bool(head.active_adapters)
+        head = head.modules_to_save[head.active_adapters[0]] if adapted else head.original_module
+    if not isinstance(head, nn.Linear):
+        raise UserError(
+            f"the output head of {type(model).__name__} is a {type(head).__name__}, expected a plain linear layer. "
+            "LoRA on the head itself is not offered: take it out of adapter.target_modules, "
+            "or train a full copy with adapter.modules_to_save"
+        )
+    return head
+
+
+def _text_config(model: PreTrainedModel, name: str) -> float | None:
+    value = getattr(model.config.get_text_config(), name, None)
+    return None if value is None else float(value)
+
+
+def _logit_scale(model: PreTrainedModel) -> float:
+    multiplier = _text_config(model, "logit_scale")  # Cohere multiplies
+    divisor = _text_config(model, "logits_scaling")  # Granite divides
+    return (1.0 if multiplier is None else multiplier) / (1.0 if divisor is None else divisor)
+
+
+@torch.no_grad()
+def check_head(model: LogprobModel) -> None:
+    """Compares the path with the model's own logits on a few tokens.
+
+    An architecture that treats its logits in a way this path does not know would train on wrong numbers
+    without any sign; it is refused by name instead.
+
+    Raises:
+        UserError: If the two disagree by more than rounding.
+    """
+    causal_lm = model.causal_lm
+    vocabulary = causal_lm.config.get_text_config().vocab_size
+    device = next(causal_lm.parameters()).device
+    ids = (torch.arange(1, 9, device=device) * 7919 % vocabulary)[None]
+    width = ids.shape[1]
+    batch = TokenBatch(
+        input_ids=ids,
+        attention_mask=None,
+        position_ids=None,
+        predictor_index=torch.arange(width - 1, device=device),
+        targets=ids[0, 1:],
+        sequence_index=torch.zeros(width - 1, dtype=torch.long, device=device),
+        num_sequences=1,
+        num_real_tokens=width,
+    )
+    logits = causal_lm(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    expected = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    got = model(batch).token_logps
+    tolerance = 1e-3 if logits.abs().max() < 1e3 and causal_lm.dtype == torch.float32 else 0.25
+    error = (got - expected).abs().max().item()
+    if not error <= tolerance:
+        raise UserError(
+            f"{type(causal_lm).__name__}: log-probs of the chunked head differ from the model's own by {error:.2g} "
+            f"nats (at most {tolerance} is rounding). This architecture changes its logits in a way that is not "
+            "known here; it cannot be trained with these weights until the head is described in "
+            "alignment/models/logprob_model.py"
+        )
+
+
+def num_parameters(module: nn.Module, *, trainable_only: bool = False) -> int:
+    """Counts parameters, shared ones once."""
+    parameters: list[Tensor] = list(module.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad or not trainable_only)

@@ -1,0 +1,60 @@
+"""FSDP2: which modules are sharded, and how a sharded model is made whole for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from alignment.models.logprob_model import LogprobModel
+from alignment.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+def shard(model: LogprobModel, mesh: DeviceMesh) -> LogprobModel:
+    """Shards every decoder block, and what is left (embeddings, last norm, head) as one group.
+
+    The forward of :class:`LogprobModel` is the root's forward, so the head's weight, tied or not, is
+    gathered once a step and stays until the backward pass has used it.
+
+    Args:
+        model: Whole on every rank, with the same weights (FSDP2 broadcasts none).
+        mesh: One-dimensional mesh over the data-parallel ranks.
+
+    Raises:
+        UserError: If the architecture does not say what its blocks are.
+    """
+    names = model.causal_lm._no_split_modules
+    if not names:
+        raise UserError(
+            f"{type(model.causal_lm).__name__} does not name its blocks (_no_split_modules): use hardware=ddp"
+        )
+    for module in list(model.modules()):
+        if type(module).__name__ in names:
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+@contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """Gathers a sharded model's weights on every rank, so that inside no forward needs the other ranks.
+
+    Generation calls parts of the model, and a different number of times on each rank; with weights in
+    shards the ranks would wait for each other forever. Does nothing for a model that is not sharded.
+    """
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.unshard()
+        part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(part is not model, recurse=False)
+            part.reshard()

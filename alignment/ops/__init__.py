@@ -1,0 +1,1 @@
+"""Pure tensor functions that every method shares: log-probs, KL estimators, reductions."""

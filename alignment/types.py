@@ -1,0 +1,224 @@
+"""Typed values that cross the borders between layers.
+
+A *sequence* is a prompt and its completion as token ids. A *scored* token is one whose log-prob
+counts: the completion's tokens, its end-of-sequence token included, the prompt's never. Everything
+that depends on how sequences are laid out in rows is inside :class:`TokenBatch`; what leaves the
+log-prob path is flat over scored tokens, so that no loss knows about layouts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class Role(StrEnum):
+    """What a model is for. A method declares the roles that it needs; no other model is loaded."""
+
+    POLICY = "policy"
+    REFERENCE = "reference"
+    REWARD = "reward"
+    CRITIC = "critic"
+
+
+class OnDevice:
+    """Moves every tensor of a dataclass, nested ones included (Lightning calls ``to``)."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Returns the same value with every tensor on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Returns the same value with every tensor in page-locked memory."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Any) -> Self:
+        changed: dict[str, Any] = {}
+        for item in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                changed[item.name] = function(value)
+            elif isinstance(value, OnDevice):
+                changed[item.name] = value._map(function)
+        return replace(self, **changed)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class TokenBatch(OnDevice):
+    """Sequences laid out in rows, with the places at which their scored tokens are predicted.
+
+    Attributes:
+        input_ids: Token ids, rows x width.
+        attention_mask: 1 at real tokens, 0 at padding; ``None`` where causality alone keeps real
+            tokens from seeing padding (right padding), which leaves the fast attention path open.
+        position_ids: Positions, or ``None`` for 0..width-1 in every row.
+        predictor_index: For each scored token the flat index ``row * width + column`` of the
+            position whose hidden state predicts it (one before the token itself).
+        targets: For each scored token its id.
+        sequence_index: For each scored token the sequence that it belongs to; ascending.
+        num_sequences: How many sequences the batch holds.
+        num_real_tokens: Tokens that are not padding, prompts included.
+    """
+
+    input_ids: Int[Tensor, "rows width"]
+    attention_mask: Int[Tensor, "rows width"] | None
+    position_ids: Int[Tensor, "rows width"] | None
+    predictor_index: Int[Tensor, "tokens"]
+    targets: Int[Tensor, "tokens"]
+    sequence_index: Int[Tensor, "tokens"]
+    num_sequences: int
+    num_real_tokens: int
+
+
+@dataclass(frozen=True)
+class Batch(OnDevice):
+    """What every training batch carries.
+
+    Attributes:
+        ids: The records' ids, for error messages and dumps.
+        weights: 1 for a record, 0 for a filler that evens out the last step over ranks.
+        counts: Denominators over the whole optimiser step, all micro-batches and ranks together:
+            ``records``, and ``tokens`` (scored tokens) where there are any.
+    """
+
+    ids: tuple[str, ...]
+    weights: Float[Tensor, "records"]
+    counts: dict[str, float] = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class SFTBatch(Batch):
+    """Demonstrations: one sequence a record."""
+
+    tokens: TokenBatch
+
+
+@dataclass(frozen=True)
+class PreferenceBatch(Batch):
+    """Pairs: sequences 0..n-1 are the chosen, n..2n-1 the rejected completions.
+
+    ``counts`` also holds ``chosen_tokens``. ``reference_token_logps`` is there when they come from
+    the reference cache.
+    """
+
+    tokens: TokenBatch
+    margins: Float[Tensor, "records"]
+    reference_token_logps: Float[Tensor, "tokens"] | None = None
+
+
+@dataclass(frozen=True)
+class BinaryBatch(Batch):
+    """Completions with a thumbs up (True) or down: one sequence a record."""
+
+    tokens: TokenBatch
+    labels: Bool[Tensor, "records"]
+    reference_token_logps: Float[Tensor, "tokens"] | None = None
+
+
+@dataclass(frozen=True)
+class StepwiseBatch(Batch):
+    """Solutions in steps: one sequence a record, its scored tokens are the last ones of its steps.
+
+    ``labels`` holds one value in [0, 1] for each scored token of ``tokens``, in the same order.
+    """
+
+    tokens: TokenBatch
+    labels: Float[Tensor, "steps"]
+
+
+@dataclass(frozen=True)
+class PromptBatch(Batch):
+    """Prompts to roll out, as token ids without padding, and the answer fields of their records."""
+
+    prompt_ids: tuple[tuple[int, ...], ...]
+    prompts: tuple[Any, ...]
+    answers: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class TokenLogps(OnDevice):
+    """The log-prob path's result, flat over the batch's scored tokens.
+
+    Attributes:
+        token_logps: log p(token | prefix) in nats, fp32.
+        sequence_index: As in the batch.
+        num_sequences: As in the batch.
+    """
+
+    token_logps: Float[Tensor, "tokens"]
+    sequence_index: Int[Tensor, "tokens"]
+    num_sequences: int
+
+    @property
+    def num_tokens(self) -> Float[Tensor, "sequences"]:
+        """Scored tokens of each sequence."""
+        return self.sum_by_sequence(torch.ones_like(self.token_logps))
+
+    @property
+    def sum_logps(self) -> Float[Tensor, "sequences"]:
+        """S(y): the sum over each sequence's scored tokens, in nats."""
+        return self.sum_by_sequence(self.token_logps)
+
+    @property
+    def mean_logps(self) -> Float[Tensor, "sequences"]:
+        """M(y): the mean over each sequence's scored tokens, in nats a token."""
+        return self.sum_logps / self.num_tokens
+
+    def sum_by_sequence(self, values: Float[Tensor, "tokens"]) -> Float[Tensor, "sequences"]:
+        """Adds up any value that is flat over scored tokens, sequence by sequence."""
+        total = values.new_zeros(self.num_sequences)
+        return total.index_add(0, self.sequence_index, values)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. Temperature 0 is greedy decoding.
+
+    Attributes:
+        max_new_tokens: The most tokens that a completion may have.
+        temperature: Divides the logits; scoring must use the same.
+        top_p: Keep the smallest set of tokens with this much probability; 1.0 keeps all.
+        top_k: Keep this many of the most likely tokens; 0 keeps all.
+        num_samples: Completions for each prompt.
+        seed: Seeds the draw, which leaves the process's own random state untouched.
+        batch_size: Completions generated at a time.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    num_samples: int
+    seed: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled completion; its tokens are kept as they were generated, never re-tokenised.
+
+    ``finish_reason`` is ``stop`` when an end-of-sequence token was drawn (it is the last of
+    ``completion_ids``) and ``length`` when the completion was cut off.
+    """
+
+    prompt_id: str
+    prompt: Any
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    completion: str
+    finish_reason: str
+    sample: int
+    answer: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """One value for each roll-out: the total, and the named components that it was made from."""
+
+    total: tuple[float, ...]
+    components: dict[str, tuple[float, ...]]

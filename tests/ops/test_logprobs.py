@@ -1,0 +1,114 @@
+"""The chunked path equals the plain one with every option, in value and gradient (T12)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from alignment.ops.logprobs import chunked_token_logps, plain_token_logps
+
+OPTIONS = [
+    pytest.param(scale, softcap, temperature, with_bias, id=f"scale{scale}-cap{softcap}-T{temperature}-bias{with_bias}")
+    for scale in (1.0, 0.3)
+    for softcap in (None, 5.0)
+    for temperature in (1.0, 0.7)
+    for with_bias in (False, True)
+]
+
+
+def _inputs(dtype: torch.dtype, *, with_bias: bool):
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(13, 6, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(17, 6, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    bias = torch.randn(17, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() if with_bias else None
+    targets = torch.randint(0, 17, (13,), generator=generator)
+    return hidden, weight, bias, targets
+
+
+def _plain(hidden, weight, bias, targets, *, scale, softcap, temperature):
+    logits = hidden @ weight.T
+    logits = scale * (logits if bias is None else logits + bias)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return plain_token_logps(logits, targets, temperature=temperature)
+
+
+@pytest.mark.parametrize(("scale", "softcap", "temperature", "with_bias"), OPTIONS)
+@pytest.mark.parametrize("chunk_tokens", [1, 5, 13, 100])
+def test_equals_the_plain_path(scale, softcap, temperature, with_bias, chunk_tokens):
+    hidden, weight, bias, targets = _inputs(torch.float64, with_bias=with_bias)
+    options = {"scale": scale, "softcap": softcap, "temperature": temperature}
+    parameters = [p for p in (hidden, weight, bias) if p is not None]
+    upstream = torch.linspace(-1, 2, 13, dtype=torch.float64)
+    chunked = chunked_token_logps(hidden, weight, targets, bias=bias, chunk_tokens=chunk_tokens, **options)
+    plain = _plain(hidden, weight, bias, targets, **options)
+    torch.testing.assert_close(chunked, plain, rtol=1e-12, atol=1e-12)
+    got = torch.autograd.grad(chunked, parameters, upstream)
+    expected = torch.autograd.grad(plain, parameters, upstream)
+    for left, right in zip(got, expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("scale", "softcap", "temperature", "with_bias"), OPTIONS)
+def test_gradcheck(scale, softcap, temperature, with_bias):
+    hidden, weight, bias, targets = _inputs(torch.float64, with_bias=with_bias)
+
+    def path(*parameters):
+        return chunked_token_logps(
+            parameters[0],
+            parameters[1],
+            targets,
+            bias=parameters[2] if with_bias else None,
+            scale=scale,
+            softcap=softcap,
+            temperature=temperature,
+            chunk_tokens=4,
+        )
+
+    assert torch.autograd.gradcheck(path, (hidden, weight, bias) if with_bias else (hidden, weight))
+
+
+def test_every_option_changes_something():
+    hidden, weight, bias, targets = _inputs(torch.float64, with_bias=True)
+    base = chunked_token_logps(hidden, weight, targets)
+    for option in ({"scale": 2.0}, {"softcap": 1.0}, {"temperature": 2.0}, {"bias": bias}):
+        assert not torch.allclose(base, chunked_token_logps(hidden, weight, targets, **option))
+
+
+def test_low_precision_weights_are_reduced_in_fp32():
+    """The path on bf16 inputs equals fp32 arithmetic on the same rounded values, not bf16 arithmetic."""
+    hidden, weight, _, targets = _inputs(torch.bfloat16, with_bias=False)
+    got = chunked_token_logps(hidden, weight, targets, chunk_tokens=4)
+    assert got.dtype == torch.float32
+    expected = plain_token_logps(hidden.float() @ weight.float().T, targets)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    got.sum().backward()
+    assert hidden.grad.dtype == torch.bfloat16
+
+
+def test_autocast_does_not_lower_the_precision():
+    hidden, weight, _, targets = _inputs(torch.float32, with_bias=False)
+    expected = chunked_token_logps(hidden, weight, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = chunked_token_logps(hidden, weight, targets)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_frozen_head_gets_no_gradient():
+    hidden, weight, _, targets = _inputs(torch.float64, with_bias=False)
+    weight.requires_grad_(False)
+    chunked_token_logps(hidden, weight, targets).sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+
+
+def test_no_scored_token_gives_an_empty_result():
+    hidden, weight, _, _ = _inputs(torch.float64, with_bias=False)
+    got = chunked_token_logps(hidden[:0], weight, torch.zeros(0, dtype=torch.long))
+    assert got.shape == (0,)
+
+
+def test_a_chunk_must_hold_a_token():
+    hidden, weight, _, targets = _inputs(torch.float64, with_bias=False)
+    with pytest.raises(ValueError, match="chunk_tokens must be at least 1, got 0"):
+        chunked_token_logps(hidden, weight, targets, chunk_tokens=0)
