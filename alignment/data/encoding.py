@@ -25,8 +25,8 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.bos_id: int | None = tokenizer.bos_token_id
-        self.eos_id: int = tokenizer.eos_token_id
+        self.bos_id: int | None = tokenizer.bos_token_id  # type: ignore[assignment]
+        self.eos_id: int = tokenizer.eos_token_id  # type: ignore[assignment]
         # does it begin every text with its BOS by itself? what it does at the end is not asked for
         self.adds_bos = self.bos_id is not None and tokenizer("a")["input_ids"][:1] == [self.bos_id]
 

@@ -49,6 +49,9 @@ def whole(model: nn.Module) -> Iterator[None]:
     shards the ranks would wait for each other forever. Does nothing for a model that is not sharded.
     """
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if parts:
+        # Generation enters below the root; FSDP2 would take the first block that it meets for a root of its own.
+        fully_shard.state(model)._lazy_init()  # type: ignore[attr-defined]
     for part in parts:
         part.unshard()
         part.set_reshard_after_forward(False, recurse=False)

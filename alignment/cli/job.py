@@ -1,0 +1,149 @@
+"""One job: a composed configuration handed to its verb, and what is left behind when that fails."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from alignment.utils.errors import UserError
+from alignment.utils.files import write_json_atomic, write_text_atomic
+from alignment.utils.redact import redact, redact_text
+
+#: Where each verb's work is done; imported inside the job, because it imports torch.
+WORK = {
+    "train": "alignment.pipeline.train",
+    "evaluate": "alignment.pipeline.evaluate",
+    "generate": "alignment.pipeline.generate",
+    "pipeline": "alignment.pipeline.graph",
+}
+DONE, FAILED, USAGE = 0, 1, 2
+
+
+def full_errors() -> bool:
+    """Whether the user asked for tracebacks, in the way that Hydra users know."""
+    return os.environ.get("HYDRA_FULL_ERROR", "") == "1"
+
+
+def report_user_error(error: UserError) -> int:
+    """Prints what the user can put right, and returns the exit code."""
+    if full_errors():
+        traceback.print_exception(error)
+    else:
+        print(f"error: {redact_text(str(error))}", file=sys.stderr)
+    return USAGE
+
+
+@dataclass
+class Job:
+    """What Hydra calls: it never raises, so that one job of a sweep cannot stop the others.
+
+    Attributes:
+        verb: Which work is done.
+        exit_code: Of the job that ran in this process.
+    """
+
+    verb: str
+    exit_code: int = field(default=DONE, init=False)
+
+    def __call__(self, cfg: DictConfig) -> float:
+        """Runs the job that Hydra has composed, in the folder that Hydra has made.
+
+        Returns:
+            The run's objective, for sweepers that optimise; not a number without one, and after a failure.
+        """
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.get()
+        run_dir, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+        cfg.paths.run_dir = str(run_dir)
+        try:
+            from alignment.config.compose import resolved
+
+            cfg = resolved(cfg)
+        except UserError as error:
+            self.exit_code = report_user_error(error)
+            _leave_behind(run_dir, self.verb, overrides, error)
+            return float("nan")
+        # Lightning asks Hydra's singleton how to start further ranks, and would start this whole command again.
+        HydraConfig.instance().cfg = None
+        self.exit_code, objective = execute(self.verb, cfg, run_dir, overrides)
+        return objective
+
+
+def execute(verb: str, cfg: DictConfig, run_dir: Path, overrides: list[str]) -> tuple[int, float]:
+    """Validates and runs one job.
+
+    Returns:
+        The exit code and the objective.
+    """
+    try:
+        from alignment.config.validate import validate
+
+        validate(cfg, verb)
+        objective = _call(verb, cfg, run_dir, overrides)
+    except UserError as error:
+        _leave_behind(run_dir, verb, overrides, error)
+        return report_user_error(error), float("nan")
+    except Exception as error:
+        log = _leave_behind(run_dir, verb, overrides, error)
+        summary = redact_text("".join(traceback.format_exception_only(error)).strip())
+        if full_errors():
+            traceback.print_exception(error)
+        print(f"align {verb} failed: {summary}\nThe traceback is in {log}", file=sys.stderr)
+        return FAILED, float("nan")
+    return DONE, float("nan") if objective is None else objective
+
+
+def join(run_dir: Path) -> int:
+    """Runs the job of a process that joins a distributed run: its configuration is the one that was saved.
+
+    Raises:
+        UserError: There is no run in the folder.
+    """
+    saved = run_dir / "config.yaml"
+    if not saved.is_file():
+        raise UserError(f"--job: '{saved}' is not there; it names the folder of a run that has begun")
+    cfg = OmegaConf.load(saved)
+    assert isinstance(cfg, DictConfig)
+    manifest = _read_manifest(run_dir)
+    return execute(str(manifest.get("verb", "train")), cfg, run_dir, list(manifest.get("overrides", [])))[0]
+
+
+def _call(verb: str, cfg: DictConfig, run_dir: Path, overrides: list[str]) -> float | None:
+    run: Callable[..., float | None] = importlib.import_module(WORK[verb]).run
+    return run(cfg, run_dir, overrides) if verb == "train" else run(cfg, run_dir)
+
+
+def _leave_behind(run_dir: Path, verb: str, overrides: list[str], error: Exception) -> Path:
+    """Writes the traceback, and a manifest that says that the job failed.
+
+    Other ranks than the first write their own traceback and leave the manifest alone.
+    """
+    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    log = run_dir / ("error.log" if rank == 0 else f"error.rank{rank}.log")
+    write_text_atomic(log, redact_text("".join(traceback.format_exception(error))))
+    if rank == 0:
+        summary = redact_text("".join(traceback.format_exception_only(error)).strip())
+        values = {"verb": verb, "overrides": redact(overrides), "started": _now()} | _read_manifest(run_dir)
+        failed = {"status": "failed", "ended": values.get("ended") or _now(), "error": summary}
+        write_json_atomic(run_dir / "manifest.json", values | failed)
+    return log
+
+
+def _read_manifest(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

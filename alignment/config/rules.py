@@ -1,0 +1,172 @@
+"""Combinations of groups that cannot work together. One small function a rule; each says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from alignment.utils.errors import ConfigError
+
+Config = Mapping[str, Any]
+Targets = Mapping[str, Any]
+Rule = Callable[[Config, Targets], Iterator[ConfigError]]
+
+
+def check_rules(cfg: Config, targets: Targets) -> None:
+    """Raises the first objection of any rule.
+
+    Args:
+        cfg: The whole configuration as plain data.
+        targets: What each node's ``_target_`` led to, by the node's key.
+
+    Raises:
+        ConfigError: A combination cannot work.
+    """
+    for rule in RULES:
+        for objection in rule(cfg, targets):
+            raise objection
+
+
+def adapter_off_needs_adapter(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """The policy without its adapter is the reference only where there is an adapter."""
+    if _class_name(targets, "reference") == "AdapterOff" and cfg.get("adapter") is None:
+        yield ConfigError(
+            "reference",
+            got="adapter_off",
+            expected="an adapter (got adapter=none)",
+            hint="Use reference=frozen_copy, or set adapter=lora",
+        )
+
+
+def reference_is_used(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """A method without the role REFERENCE must not be given one: it would be loaded for nothing."""
+    roles = _roles(targets)
+    if roles is not None and "reference" not in roles and cfg.get("reference") is not None:
+        yield ConfigError(
+            "reference",
+            got=_class_name(targets, "reference"),
+            expected=f"none, because {_class_name(targets, 'method')} takes no reference",
+            hint="Use reference=none",
+        )
+
+
+def reference_is_there(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """A method with the role REFERENCE cannot do without."""
+    roles = _roles(targets)
+    if roles is not None and "reference" in roles and cfg.get("reference") is None:
+        yield ConfigError(
+            "reference",
+            got="none",
+            expected=f"a reference, because {_class_name(targets, 'method')} compares the policy with one",
+            hint="Use reference=frozen_copy, precomputed, or adapter_off (with adapter=lora)",
+        )
+
+
+def quantization_needs_adapter(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """Quantised weights cannot train."""
+    quantization = _get(cfg, "model", "quantization")
+    if quantization is not None and "trainer" in cfg and cfg.get("adapter") is None:
+        yield ConfigError(
+            "model.quantization",
+            got=quantization,
+            expected="null without an adapter (got adapter=none)",
+            hint="Quantised weights cannot train: set adapter=lora, or model.quantization=null",
+        )
+
+
+def quantization_needs_gpu(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """The kernels of 4-bit weights exist for CUDA devices."""
+    quantization = _get(cfg, "model", "quantization")
+    if quantization is not None and _get(cfg, "hardware", "accelerator") == "cpu":
+        yield ConfigError(
+            "model.quantization",
+            got=quantization,
+            expected="null on the CPU (got hardware.accelerator=cpu)",
+            hint="Use hardware=single_gpu, ddp or fsdp, or set model.quantization=null",
+        )
+
+
+def numbers_are_in_range(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """Values without meaning outside a range, whatever the method."""
+    for key, lowest, is_open, why in _RANGES:
+        value = _get(cfg, *key.split("."))
+        if isinstance(value, int | float) and (value < lowest or (is_open and value == lowest)):
+            yield ConfigError(key, got=value, expected=f"{'more than' if is_open else 'at least'} {lowest}", hint=why)
+
+
+_RANGES = (
+    ("method.beta", 0, True, "It weighs the distance to the reference"),
+    ("optim.lr", 0, True, "Nothing would be learnt"),
+    ("optim.weight_decay", 0, False, "A negative decay makes weights grow"),
+    ("trainer.gradient_clip_val", 0, True, "null switches clipping off"),
+    ("trainer.max_steps", -1, False, "-1 leaves trainer.max_epochs to end the run"),
+    ("data.micro_batch_size", 1, False, ""),
+    ("data.max_length", 2, False, "A prompt and a completion have at least a token each"),
+    ("hardware.num_nodes", 1, False, ""),
+)
+
+
+def run_has_an_end(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """Something must bound the run, and it must take a step."""
+    trainer = cfg.get("trainer") or {}
+    if trainer.get("max_epochs", 1) is None and trainer.get("max_steps", -1) == -1:
+        yield ConfigError(
+            "trainer.max_steps", got=-1, expected="a number of steps", hint="Or set trainer.max_epochs: a run must end"
+        )
+
+
+def micro_batch_fits(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """A forward pass holds no more records than an optimiser step."""
+    data = cfg.get("data") or {}
+    batch, micro = data.get("batch_size"), data.get("micro_batch_size")
+    if isinstance(batch, int) and isinstance(micro, int) and batch < micro:
+        yield ConfigError(
+            "data.batch_size",
+            got=batch,
+            expected=f"at least data.micro_batch_size ({micro})",
+            hint=f"Set data.micro_batch_size={batch}: a forward pass cannot hold more records than an optimiser step",
+        )
+
+
+def prompt_fits(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """A prompt must leave room for its completion."""
+    longest, prompt = _get(cfg, "data", "max_length"), _get(cfg, "data", "max_prompt_length")
+    if isinstance(longest, int) and isinstance(prompt, int) and prompt >= longest:
+        yield ConfigError(
+            "data.max_prompt_length",
+            got=prompt,
+            expected=f"less than data.max_length ({longest})",
+            hint="The completion needs room behind its prompt",
+        )
+
+
+RULES: tuple[Rule, ...] = (
+    adapter_off_needs_adapter,
+    reference_is_used,
+    reference_is_there,
+    quantization_needs_adapter,
+    quantization_needs_gpu,
+    numbers_are_in_range,
+    run_has_an_end,
+    micro_batch_fits,
+    prompt_fits,
+)
+
+
+def _roles(targets: Targets) -> frozenset[str] | None:
+    """Returns the roles that the configured method declares; the verbs without a method have none."""
+    method = targets.get("method")
+    return None if method is None else frozenset(str(role) for role in method.roles)
+
+
+def _class_name(targets: Targets, key: str) -> str:
+    return targets[key].__name__ if key in targets else ""
+
+
+def _get(cfg: Config, *path: str) -> Any:
+    value: Any = cfg
+    for part in path:
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value

@@ -1,0 +1,185 @@
+"""Checks a composed configuration before any weight loads: targets, arguments, types, combinations.
+
+Nothing is imported before every ``_target_`` has been checked by its text, see :mod:`alignment.config.targets`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from alignment.config.rules import check_rules
+from alignment.config.schema import PLAIN_GROUPS, ROOTS
+from alignment.config.targets import check_text, resolve
+from alignment.config.typecheck import describe, mismatch
+from alignment.utils.errors import ConfigError, nearest
+
+#: What the program adds to a node with ``_partial_: true``, by group. These parameters are no business of the YAML's,
+#: and every other parameter without a default is.
+RUNTIME: dict[str, frozenset[str]] = {
+    "method": frozenset({"parts"}),
+    "data": frozenset({"tokenizer", "batch_type", "seed", "cache_dir"}),
+    "optim": frozenset({"params"}),
+    "schedule": frozenset({"optimizer", "total_steps"}),
+    "reference": frozenset({"policy", "load_frozen"}),
+    "trainer": frozenset({"hardware", "accumulate", "run_dir", "callbacks", "loggers"}),
+    "callbacks": frozenset({"folder"}),
+    "logger": frozenset({"save_dir"}),
+}
+_RESERVED = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
+
+
+def validate(cfg: DictConfig, verb: str) -> None:
+    """Checks a configuration without Hydra's own node.
+
+    Args:
+        cfg: Composed, without missing values.
+        verb: The verb that it is for.
+
+    Raises:
+        ConfigError: The first thing that is wrong, with its key, what it got, and what would do.
+    """
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    check_targets(plain)
+    _check_fields("", plain, ROOTS[verb], None)
+    nodes = dict(_nodes("", plain))
+    targets = {key: resolve(key, node["_target_"]) for key, node in nodes.items()}
+    by_id = {id(node): targets[key] for key, node in nodes.items()}
+    for group, fields in PLAIN_GROUPS.items():
+        if plain.get(group) is not None:
+            _check_fields(group, plain[group], fields, by_id)
+    for key, node in nodes.items():
+        _check_call(key, node, targets[key], by_id)
+    check_rules(plain, targets)
+
+
+def check_targets(plain: Mapping[str, Any]) -> None:
+    """Checks every ``_target_`` of plain data by its text, importing nothing.
+
+    Raises:
+        ConfigError: One that is not below an allowed module.
+    """
+    for key, node in _nodes("", plain):
+        check_text(key, node["_target_"])
+
+
+def _nodes(key: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields every mapping with a ``_target_``, with its dotted key, outermost first."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield key, value  # type: ignore[misc]
+        for name, entry in value.items():
+            yield from _nodes(_join(key, name), entry)
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from _nodes(f"{key}[{index}]", entry)
+
+
+def _check_fields(key: str, values: Mapping[str, Any], fields: type, targets: dict[int, Any] | None) -> None:
+    """Checks a mapping against a dataclass: the names, the types, nothing missing.
+
+    Args:
+        key: Where the mapping stands; empty for the root.
+        values: The mapping.
+        fields: The dataclass.
+        targets: What the nodes inside lead to; ``None`` before they are imported: then a mapping is a mapping.
+    """
+    hints = typing.get_type_hints(fields)
+    for name, value in values.items():
+        if name not in hints:
+            where = f"one of the keys of '{key}'" if key else "one of the keys"
+            raise _unknown(key, name, value, list(hints), where)
+        if targets is not None or not isinstance(value, Mapping):
+            _check_type(_join(key, name), value, hints[name], targets or {})
+        elif not _takes_mapping(hints[name]):
+            raise ConfigError(_join(key, name), got=_shown(value), expected=describe(hints[name]))
+    for field in dataclasses.fields(fields):
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if field.name not in values and not has_default:
+            raise _missing(_join(key, field.name), describe(hints[field.name]))
+
+
+def _check_call(key: str, node: Mapping[str, Any], target: Any, targets: dict[int, Any]) -> None:
+    """Checks a node's arguments against the signature of what it names."""
+    parameters = inspect.signature(target).parameters
+    given = {name: value for name, value in node.items() if name not in _RESERVED}
+    is_partial = bool(node.get("_partial_", False))
+    runtime = RUNTIME.get(key.split(".")[0], frozenset()) if is_partial else frozenset()
+    runtime &= frozenset(parameters)
+    named = {name for name, item in parameters.items() if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)}
+    is_open = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+    for name, value in given.items():
+        if name in runtime:
+            hint = "It comes from the run itself: remove the key"
+            raise ConfigError(_join(key, name), got=_shown(value), expected="no value", hint=hint)
+        if name not in named and (not is_open or name == "_args_"):
+            known = sorted(named - runtime)
+            raise _unknown(key, name, value, known, f"an argument of {_name(target)}")
+        if name in named:
+            _check_type(_join(key, name), value, _annotation(target, parameters[name]), targets)
+    for name in parameters:
+        if name in named - runtime - given.keys() and parameters[name].default is inspect.Parameter.empty:
+            raise _missing(_join(key, name), describe(_annotation(target, parameters[name])), _name(target))
+
+
+def _check_type(key: str, value: Any, annotation: Any, targets: dict[int, Any]) -> None:
+    expected = mismatch(value, annotation, targets)
+    if expected is not None:
+        hint = f"a text is written in quotes: '{value}'" if expected.startswith("str") and _is_scalar(value) else ""
+        raise ConfigError(key, got=_shown(value), expected=expected, hint=hint)
+
+
+def _annotation(target: Any, parameter: inspect.Parameter) -> Any:
+    """Returns a parameter's annotation, ``Any`` for one that other packages import for type checkers only."""
+    if parameter.annotation is inspect.Parameter.empty:
+        return Any
+    function = target.__init__ if isinstance(target, type) else target
+    holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+    try:
+        return typing.get_type_hints(holder, globalns=getattr(function, "__globals__", {}))[parameter.name]
+    except NameError:
+        return Any
+
+
+def _unknown(key: str, name: str, value: Any, known: list[str], where: str) -> ConfigError:
+    names = [_join(key, other) for other in known]
+    return ConfigError(
+        _join(key, name),
+        got=_shown(value),
+        expected=f"{where}: {', '.join(known) or 'it has none'}",
+        hint=nearest(_join(key, name), names),
+    )
+
+
+def _missing(key: str, expected: str, target: str = "") -> ConfigError:
+    wanted_by = f" for {target}" if target else ""
+    return ConfigError(key, got="nothing", expected=f"a value{wanted_by}: {expected}", hint=f"Add +{key}=VALUE")
+
+
+def _takes_mapping(annotation: Any) -> bool:
+    return any((typing.get_origin(item) or item) is dict for item in (annotation, *typing.get_args(annotation)))
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _shown(value: Any) -> Any:
+    """Returns what an error message shows of a value: of a node its target, of a mapping no more than its start."""
+    if isinstance(value, Mapping):
+        return value.get("_target_") or {name: "..." for name in list(value)[:4]}
+    return value
+
+
+def _name(target: Any) -> str:
+    return f"{target.__module__}.{target.__qualname__}"
+
+
+def _join(key: str, name: object) -> str:
+    return f"{key}.{name}" if key else str(name)

@@ -1,0 +1,131 @@
+"""Which records make up which micro-batch of which rank: a pure function of seed and epoch.
+
+An optimiser step holds the same records whatever the number of ranks and the size of micro-batches,
+and every micro-batch knows the step's denominators: normalising needs no communication, and one
+batch of 8 equals 8 accumulated batches of 1 equals 2 ranks of 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class MicroBatchPlan:
+    """One forward pass of one rank.
+
+    Attributes:
+        indices: Positions of records in the data set.
+        weights: 1 for a record, 0 for a filler.
+        counts: Denominators over the whole optimiser step, all ranks together.
+    """
+
+    indices: tuple[int, ...]
+    weights: tuple[float, ...]
+    counts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a step is cut up.
+
+    Attributes:
+        batch_size: Records an optimiser step, all ranks together.
+        micro_batch_size: Records of one forward pass of one rank.
+        world_size: Ranks.
+    """
+
+    batch_size: int
+    micro_batch_size: int
+    world_size: int
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches of each rank in every step."""
+        return math.ceil(self.batch_size / (self.micro_batch_size * self.world_size))
+
+    def num_micro_batches(self, num_records: int) -> int:
+        """Micro-batches of each rank in an epoch."""
+        return math.ceil(num_records / self.batch_size) * self.accumulate
+
+
+def epoch_order(num_records: int, *, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
+    """The order of records in an epoch.
+
+    It rests on raw draws of a counter-based generator, whose stream numpy guarantees for good.
+    """
+    if not shuffle:
+        return np.arange(num_records)
+    draws = np.random.Philox(key=[seed, epoch]).random_raw(num_records)
+    return np.argsort(draws, kind="stable")
+
+
+def plan_epoch(
+    *,
+    lengths: np.ndarray,
+    counted: Mapping[str, np.ndarray],
+    geometry: Geometry,
+    rank: int,
+    seed: int,
+    epoch: int,
+    shuffle: bool,
+) -> list[MicroBatchPlan]:
+    """This rank's micro-batches of an epoch, in order.
+
+    Every rank gets the same number, and every step has ``geometry.accumulate`` of them, the last too.
+    What is missing is made up with fillers of weight 0, all copies of the shortest record. Inside a
+    step records are put together by length, which saves padding and changes no sum.
+
+    Args:
+        lengths: Tokens of each record, for putting like to like.
+        counted: For each name in ``counts`` beside ``records``, how much each record adds to it.
+        geometry: How a step is cut up.
+        rank: Whose part to return.
+        seed: Of the run.
+        epoch: Counts from 0.
+        shuffle: Whether the order changes from epoch to epoch.
+    """
+    order = epoch_order(len(lengths), seed=seed, epoch=epoch, shuffle=shuffle)
+    filler = int(np.argmin(lengths))
+    plans: list[MicroBatchPlan] = []
+    for start in range(0, len(order), geometry.batch_size):
+        records = order[start : start + geometry.batch_size]
+        counts = {"records": float(len(records))}
+        counts |= {name: float(values[records].sum()) for name, values in counted.items()}
+        plans += _cut_step(records[np.argsort(-lengths[records], kind="stable")], counts, geometry, rank, filler)
+    return plans
+
+
+def _cut_step(
+    records: np.ndarray, counts: dict[str, float], geometry: Geometry, rank: int, filler: int
+) -> list[MicroBatchPlan]:
+    shape = (geometry.accumulate, geometry.world_size, geometry.micro_batch_size)
+    indices = np.full(math.prod(shape), filler)
+    indices[: len(records)] = records
+    weights = np.zeros(math.prod(shape))
+    weights[: len(records)] = 1.0
+    mine = zip(indices.reshape(shape)[:, rank].tolist(), weights.reshape(shape)[:, rank].tolist(), strict=True)
+    return [MicroBatchPlan(tuple(places), tuple(marks), counts) for places, marks in mine]
+
+
+def plan_once(
+    num_records: int, micro_batch_size: int, *, counted: Mapping[str, np.ndarray], epoch: int
+) -> list[MicroBatchPlan]:
+    """Every record once and in order, without fillers; each micro-batch is a step of its own.
+
+    Args:
+        num_records: Of the data set.
+        micro_batch_size: Records of a micro-batch; the last may have fewer.
+        counted: As in :func:`plan_epoch`.
+        epoch: Does not matter.
+    """
+    plans = []
+    for start in range(0, num_records, micro_batch_size):
+        places = range(start, min(start + micro_batch_size, num_records))
+        sums = {name: float(values[start : places.stop].sum()) for name, values in counted.items()}
+        plans.append(MicroBatchPlan(tuple(places), (1.0,) * len(places), {"records": float(len(places))} | sums))
+    return plans

@@ -1,0 +1,1 @@
+"""Small worlds that the project writes itself, whose true reward is known."""

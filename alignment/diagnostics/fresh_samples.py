@@ -1,0 +1,132 @@
+"""Fresh samples while training goes on: what the policy really says, its reward, and how far it has moved."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+
+from alignment.evaluation.fresh import Evaluation, Scorer, evaluate_policy
+from alignment.evaluation.records import record_evaluation
+from alignment.models.logprob_model import LogprobModel
+from alignment.models.sharding import whole
+from alignment.rewards.base import Reward
+from alignment.types import Sampling
+
+log = logging.getLogger(__name__)
+
+_TABLE_ROWS = 16
+
+
+class FreshSamples(Callback):
+    """Samples from the policy on held-out prompts at the start, every so many steps, and at the end.
+
+    Every method is measured by this one protocol. Training is not disturbed: the random state and the modules' modes
+    are left as they were.
+
+    Args:
+        num_prompts: Held-out prompts.
+        every_n_steps: Optimiser steps between two; ``None`` samples at the start and at the end only.
+        sampling: How to draw.
+        reward: Judges the samples; ``None`` leaves rewards out.
+        start_model: What the KL is taken against: ``reference`` is the run's own reference, where it can score fresh
+            samples, and ``load`` loads the starting weights once more where it cannot.
+        folder: The run's folder: samples and metrics are written there.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_prompts: int,
+        every_n_steps: int | None,
+        sampling: Sampling,
+        reward: Reward | None,
+        start_model: Literal["reference", "load"],
+        folder: Path,
+    ) -> None:
+        self.num_prompts = num_prompts
+        self.every_n_steps = every_n_steps
+        self.sampling = sampling
+        self.reward = reward
+        self.start_model = start_model
+        self.folder = folder
+        self._start: LogprobModel | None = None
+        self._first: Evaluation | None = None
+        self._measured_step = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measures the start."""
+        if trainer.global_step == 0:
+            self._first = self._measure(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measures when it is due, at the end of an optimiser step."""
+        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        if due and trainer.global_step != self._measured_step and not trainer.fit_loop._should_accumulate():
+            self._measure(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measures the end."""
+        if trainer.global_step != self._measured_step:
+            self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: pl.Trainer, module: Any) -> Evaluation:
+        step = trainer.global_step
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(whole(module.policy))
+            start = stack.enter_context(self._scorer(module))
+            evaluation = evaluate_policy(
+                policy=module.policy,
+                start=start,
+                tokenizer=module.bundle.tokenizer,
+                prompts=trainer.datamodule.held_out_prompts(self.num_prompts),  # type: ignore[attr-defined]
+                sampling=self.sampling,
+                reward=self.reward,
+                start_evaluation=self._first,
+                rank=trainer.global_rank,
+                world_size=trainer.world_size,
+            )
+        self._measured_step = step
+        module.budget["tokens_generated"] += evaluation.tokens_generated
+        module.publish({f"fresh/{name}": estimate.mean for name, estimate in evaluation.metrics.items()})
+        if trainer.is_global_zero:
+            record_evaluation(evaluation, self.folder, step=step, policy=f"step {step}")
+            self._tables(trainer, evaluation)
+        return evaluation
+
+    @contextlib.contextmanager
+    def _scorer(self, module: Any) -> Iterator[Scorer | None]:
+        reference = module.bundle.reference
+        scorer = None if reference is None else reference.scorer()
+        if scorer is not None:
+            with whole(reference.frozen) if reference.frozen is not None else contextlib.nullcontext():
+                yield scorer
+        elif self.start_model == "load":
+            if self._start is None:
+                self._start = module.bundle.load_start().to(module.device)
+            yield self._start
+        else:
+            if self._measured_step < 0:
+                log.info(
+                    "KL to the start is left out: no reference of this run can score fresh samples "
+                    "(callbacks.fresh_samples.start_model=load keeps a second copy of the start for it)"
+                )
+            yield None
+
+    def _tables(self, trainer: pl.Trainer, evaluation: Evaluation) -> None:
+        columns = ["step", "prompt", "completion", "reward", "log_ratio_nats"]
+        rows = [
+            [trainer.global_step, str(s.rollout.prompt), s.rollout.completion, s.reward, s.log_ratio_nats]
+            for s in evaluation.samples[:_TABLE_ROWS]
+        ]
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("samples", columns=columns, data=rows, step=trainer.global_step)

@@ -1,0 +1,1 @@
+"""From judged completions to training records."""

@@ -1,0 +1,203 @@
+"""What every method is: a LightningModule over one model bundle."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm.auto import tqdm
+
+from alignment.data.datamodule import DataModule
+from alignment.data.reference_cache import ReferenceCache, cache_key
+from alignment.methods.metrics import MetricSums, with_prefix
+from alignment.models.bundle import ModelBundle
+from alignment.models.logprob_model import LogprobModel
+from alignment.models.references import Precomputed, fill_cache
+from alignment.models.sharding import whole
+from alignment.types import Batch, Role
+from alignment.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the run hands to its method.
+
+    Attributes:
+        bundle: Not built yet.
+        optimizer: Builds the optimiser from parameter groups.
+        schedule: Builds the schedule from the optimiser and the number of steps, or ``None``.
+        cache_dir: Where the reference cache lives.
+    """
+
+    bundle: ModelBundle
+    optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer]
+    schedule: Callable[..., LRScheduler] | None
+    cache_dir: Path
+
+
+class Method(pl.LightningModule):
+    """Base of all methods.
+
+    A subclass declares facts: the batch that it eats and the roles that it needs.
+
+    Attributes:
+        batch_type: The typed batch.
+        roles: The models that are loaded, and no others.
+    """
+
+    batch_type: ClassVar[type[Batch]]
+    roles: ClassVar[frozenset[Role]]
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.parts = parts
+        self.bundle = parts.bundle
+        self.policy: LogprobModel
+        self.train_sums = MetricSums()
+        self.budget = {"prompts": 0.0, "tokens_trained": 0.0, "tokens_generated": 0.0, "seconds": 0.0}
+        # With an adapter only the adapter is saved: the rest of the model is missing from a checkpoint by design.
+        self.strict_loading = parts.bundle.adapter is None
+        self._clock = 0.0
+        self._last_log = (0.0, 0.0)
+
+    def configure_model(self) -> None:
+        """Builds the bundle, once; under FSDP2 sharded over the data-parallel mesh."""
+        if "policy" in self._modules:
+            return
+        mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
+        self.policy = self.bundle.build(self.roles, mesh=mesh)
+        if self.bundle.adapter is not None:
+            self.register_state_dict_post_hook(_keep_trainable)
+
+    def configure_optimizers(self) -> Any:
+        """Builds one optimiser over what trains, in two groups: matrices decay, vectors do not."""
+        trainable = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
+        vectors = [parameter for parameter in trainable if parameter.ndim < 2]
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = self.parts.optimizer([group for group in groups if group["params"]])
+        if self.parts.schedule is None:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = self.parts.schedule(optimizer, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def shares(self) -> int:
+        """Micro-batches an optimiser step times ranks: what Lightning divides a loss by."""
+        return self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def on_fit_start(self) -> None:
+        """Makes the reference ready: a frozen copy on this rank's device, or the cache beside the data."""
+        reference = self.bundle.reference
+        if isinstance(reference, Precomputed):
+            self._attach_cached_reference()
+        elif reference is not None and reference.frozen is not None and self.device_mesh is None:
+            reference.frozen.to(self.device)
+
+    def on_train_start(self) -> None:
+        """Starts the clock of the budget."""
+        self._clock = time.perf_counter()
+        self._last_log = (self._clock, self.budget["tokens_trained"])
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Counts and logs in a callback: Lightning calls a module's own hook only after a checkpoint was saved."""
+        return [_EndOfBatch()]
+
+    def end_batch(self, batch: Batch) -> None:
+        """Counts the budget, and logs at the end of an optimiser step."""
+        # Counts of the whole step are known on every rank, so no rank has to ask the others.
+        self.budget["prompts"] += batch.counts["records"] / self.shares
+        self.budget["tokens_trained"] += batch.counts["real_tokens"] / self.shares
+        now = time.perf_counter()
+        self.budget["seconds"] += now - self._clock
+        self._clock = now
+        if not self.trainer.fit_loop._should_accumulate():
+            every = self.trainer.log_every_n_steps
+            if every and self.global_step % every == 0:
+                self._log_train()
+            else:
+                self.train_sums.clear()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Saves the budget beside the weights."""
+        checkpoint["budget"] = dict(self.budget)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the budget."""
+        self.budget = dict(checkpoint["budget"])
+
+    def total_budget(self) -> dict[str, float]:
+        """Returns what the run has used so far."""
+        return dict(self.budget)
+
+    def means(self, sums: MetricSums) -> dict[str, float]:
+        """Returns the means of what was collected, over all ranks."""
+        return sums.pop_means()
+
+    def publish(self, metrics: Mapping[str, float]) -> None:
+        """Sends metrics to every logger at the number of optimiser steps done, and to callbacks by name."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(dict(metrics), step=self.global_step)
+        for name, value in metrics.items():
+            self.trainer.callback_metrics[name] = torch.tensor(value)
+
+    def _attach_cached_reference(self) -> None:
+        """Fills the cache with the policy while it still is the reference, or finds it filled."""
+        data: DataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        meta = self.bundle.reference_key(data, precision=str(self.trainer.precision))
+        path = self.parts.cache_dir / "reference" / cache_key(**meta)
+        if self.trainer.ckpt_path is not None and not ReferenceCache.exists(path):
+            raise UserError(
+                f"{path}: the reference cache of the run that is resumed is gone, and the policy has moved on from what "
+                "the reference was. Restore the folder, or begin anew with resume=null"
+            )
+        batches = itertools.chain.from_iterable(data.reference_dataloaders().values())
+        shown = tqdm(batches, desc="reference log-probs", unit=" batches", disable=None)
+        with whole(self.policy):
+            cache = fill_cache(path, meta=meta, batches=shown, score=self.policy, device=self.device)
+        data.attach_reference(cache)
+
+    def _log_train(self) -> None:
+        now, tokens = time.perf_counter(), self.budget["tokens_trained"]
+        then, tokens_then = self._last_log
+        metrics = with_prefix("train", self.means(self.train_sums))
+        metrics["train/optim/learning_rate"] = self._learning_rate()
+        metrics["train/speed/tokens_per_second"] = (tokens - tokens_then) / max(now - then, 1e-9)
+        metrics |= with_prefix("train/budget", self.budget)
+        self.publish(metrics)
+        self._last_log = (time.perf_counter(), tokens)
+
+    def _learning_rate(self) -> float:
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        return float(optimizer.param_groups[0]["lr"])
+
+
+class _EndOfBatch(Callback):
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Method)
+        pl_module.end_batch(batch)
+
+
+def _keep_trainable(module: torch.nn.Module, state: dict[str, Tensor], prefix: str, _metadata: Any) -> None:
+    """Drops frozen weights from a state dict: a checkpoint holds exactly what trains."""
+    frozen = {
+        prefix + name
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if not parameter.requires_grad
+    }
+    for name in frozen & state.keys():
+        del state[name]

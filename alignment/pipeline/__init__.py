@@ -1,0 +1,1 @@
+"""Stages: what a verb does once its configuration is known."""

@@ -1,0 +1,106 @@
+"""A model and prompts for the verbs that only read weights: generate and evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from alignment.models.logprob_model import LogprobModel, check_head
+from alignment.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from alignment.models.backbone import ModelSource
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A frozen model with its tokenizer.
+
+    Attributes:
+        model: In evaluation mode, on its device.
+        tokenizer: The model's own.
+        source: Where the weights came from.
+    """
+
+    model: LogprobModel
+    tokenizer: PreTrainedTokenizerBase
+    source: ModelSource
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what a manifest says about the model."""
+        return {"source": self.source.describe(), "weights_hash": self.source.weights_hash()}
+
+
+def load(model: DictConfig, hardware: DictConfig) -> Loaded:
+    """Loads a model onto the one device that the hardware group names.
+
+    Raises:
+        ConfigError: The hardware has several devices, or one that is not there.
+    """
+    device = one_device(hardware)
+    if hardware.threads is not None:
+        torch.set_num_threads(hardware.threads)
+    source: ModelSource = instantiate(model, _convert_="all")
+    tokenizer = source.tokenizer()
+    scored = LogprobModel(source.load(), chunk_tokens=source.chunk_tokens).requires_grad_(False).eval().to(device)
+    if hardware.precision == "bf16-true":
+        scored.to(torch.bfloat16)
+    check_head(scored)
+    return Loaded(scored, tokenizer, source)
+
+
+def start_model(cfg: DictConfig) -> DictConfig:
+    """Returns the starting model's configuration: the model's own, from another path and revision.
+
+    Raises:
+        ConfigError: The model has no path that could be another.
+    """
+    if "path" not in cfg.model:
+        raise ConfigError(
+            "start.path",
+            got=cfg.start.path,
+            expected="null, because the model has no path either",
+            hint="give both: model=pretrained model.path=... start.path=...",
+        )
+    merged = OmegaConf.merge(cfg.model, cfg.start)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def one_device(hardware: DictConfig) -> torch.device:
+    """Returns the device that a hardware group means.
+
+    Raises:
+        ConfigError: It means several, or one that is not there.
+    """
+    chosen = [0] if hardware.devices == 1 else hardware.devices
+    if hardware.num_nodes != 1 or isinstance(chosen, int) or len(chosen) != 1:
+        raise ConfigError(
+            "hardware.devices",
+            got=f"{hardware.devices} on {hardware.num_nodes} nodes",
+            expected="1, or a list of one",
+            hint="this verb runs in one process: use hardware=cpu or hardware=single_gpu",
+        )
+    if hardware.accelerator == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "hardware.accelerator", got=hardware.accelerator, expected="cpu: there is no CUDA device on this machine"
+        )
+    return torch.device("cuda", chosen[0])
+
+
+@contextmanager
+def precision(hardware: DictConfig) -> Iterator[None]:
+    """Runs what is inside in the precision that a hardware group names."""
+    device = one_device(hardware).type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=hardware.precision == "bf16-mixed"):
+        yield

@@ -1,0 +1,84 @@
+"""Finding what a run should go on from."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from alignment.diagnostics.checkpoint import STATE, damage, latest_checkpoint
+from alignment.pipeline.manifest import FILE, config_hash
+from alignment.utils.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where to go on.
+
+    Attributes:
+        run_dir: The run's folder, which the resumed run shares.
+        checkpoint: The trainer's state, or ``None`` to start from the beginning.
+        finished: The run found is already complete.
+    """
+
+    run_dir: Path
+    checkpoint: Path | None
+    finished: bool = False
+
+
+def find_resume(cfg: DictConfig, run_dir: Path) -> Resume:
+    """Turns ``resume=`` into a folder and a checkpoint.
+
+    ``null`` starts in ``run_dir``. ``auto`` goes on with the newest run under ``paths.runs`` that was made from the
+    same configuration, from its newest usable checkpoint, and starts afresh when there is none. Anything else is
+    a run's folder or one of its checkpoints.
+
+    Raises:
+        ConfigError: If ``resume`` names something that cannot be gone on from.
+    """
+    if cfg.resume is None:
+        return Resume(run_dir, None)
+    if cfg.resume == "auto":
+        return _newest_equal_run(cfg, run_dir)
+    path = Path(str(cfg.resume)).expanduser()
+    if (path / STATE).exists():
+        problem = damage(path)
+        if problem is not None:
+            raise ConfigError("resume", got=str(path), expected="an undamaged checkpoint", hint=problem)
+        return Resume(path.parent.parent, path / STATE)
+    checkpoint = latest_checkpoint(path / "checkpoints")
+    if checkpoint is None:
+        raise ConfigError(
+            "resume",
+            got=str(path),
+            expected="auto, a run's folder with checkpoints/step-..., or one of these checkpoints",
+            hint="no such folder" if not path.exists() else "it holds no usable checkpoint",
+        )
+    return Resume(path, checkpoint / STATE)
+
+
+def _newest_equal_run(cfg: DictConfig, run_dir: Path) -> Resume:
+    wanted = config_hash(cfg)
+    runs: list[tuple[str, Path, bool]] = []
+    for manifest in {*Path(cfg.paths.runs).expanduser().glob(f"**/{FILE}"), *run_dir.glob(FILE)}:
+        try:
+            values = json.loads(manifest.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            log.warning("%s cannot be read (%s): passing over it", manifest, error)
+            continue
+        if values.get("config_hash") == wanted and values.get("verb") == "train":
+            runs.append((values["started"], manifest.parent, values["status"] == "finished"))
+    # The run's own folder first (a pipeline's stage, a sweep's job), then the newest.
+    runs.sort(key=lambda run: (run[1].resolve() == run_dir.resolve(), run[0]), reverse=True)
+    for _, folder, finished in runs:
+        checkpoint = latest_checkpoint(folder / "checkpoints")
+        if finished:
+            return Resume(folder, None, finished=True)
+        if checkpoint is not None:
+            return Resume(folder, checkpoint / STATE)
+    return Resume(run_dir, None)

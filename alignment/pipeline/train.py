@@ -1,0 +1,223 @@
+"""The train verb: a configuration becomes a run folder with a trained model in it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from hydra.utils import get_class, instantiate
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from alignment.data.datamodule import DataModule
+from alignment.data.encoding import tokenizer_hash
+from alignment.methods.base import Method, Parts
+from alignment.models.bundle import ModelBundle
+from alignment.models.export import export
+from alignment.models.logprob_model import num_parameters
+from alignment.models.memory import available_bytes, count_parameters, plan_memory, require_memory
+from alignment.pipeline.card import model_card
+from alignment.pipeline.artifacts import resolve_artifacts
+from alignment.pipeline.manifest import Manifest, recorded, start_values
+from alignment.pipeline.resume import Resume, find_resume
+from alignment.types import Role
+from alignment.utils.launch import job_argv
+from alignment.utils.logs import log_to
+from alignment.utils.redact import save_config
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> float | None:
+    """Trains, exports the model, and leaves everything that is known about it in the run's folder.
+
+    Args:
+        cfg: The composed and validated configuration.
+        run_dir: Where the run lives; a resumed run lives where it began.
+        overrides: What the user typed, for the manifest.
+
+    Returns:
+        The value of the metric that ``objective`` names, for sweepers that optimise; ``None`` without one.
+    """
+    resume = find_resume(cfg, run_dir)
+    if resume.finished:
+        log.info("%s is already finished: nothing to do (resume=null trains anew)", resume.run_dir)
+        return _objective(cfg, json.loads((resume.run_dir / "manifest.json").read_text(encoding="utf-8"))["metrics"])
+    _leave_empty(run_dir, resume.run_dir)
+    run_dir = resume.run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    is_writer = rank_zero_only.rank == 0
+    manifest = Manifest(run_dir, start_values(verb="train", cfg=cfg, overrides=overrides), is_writer=is_writer)
+    with recorded(manifest), log_to(run_dir / "train.log", active=is_writer):
+        cfg = resolve_artifacts(cfg)
+        if is_writer:
+            save_config(cfg, run_dir / "config.yaml")
+        return _train(cfg, run_dir, resume, manifest)
+
+
+def _train(cfg: DictConfig, run_dir: Path, resume: Resume, manifest: Manifest) -> float | None:
+    if cfg.hardware.threads is not None:
+        torch.set_num_threads(cfg.hardware.threads)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    bundle = ModelBundle(
+        source=instantiate(cfg.model, _convert_="all"),
+        adapter=_adapter(cfg),
+        reference=None if cfg.reference is None else instantiate(cfg.reference),
+        seed=cfg.seed,
+    )
+    require_enough_memory(cfg, bundle)
+    method_class = get_class(cfg.method._target_)
+    data: DataModule = instantiate(cfg.data, _convert_="all")(
+        tokenizer=bundle.tokenizer,
+        batch_type=method_class.batch_type,
+        seed=cfg.seed,
+        cache_dir=_cache_dir(cfg),
+    )
+    data.setup("fit")
+    method: Method = instantiate(cfg.method, _convert_="all")(parts=_parts(cfg, bundle))
+    trainer = build(cfg, run_dir, data)
+    manifest.update(**_inputs(cfg, bundle, data))
+    _launch_argv(run_dir, trainer)
+    trainer.fit(method, datamodule=data, ckpt_path=resume.checkpoint, weights_only=True)
+    return _finish(cfg, run_dir, method, trainer, manifest)
+
+
+def build(cfg: DictConfig, run_dir: Path, data: DataModule) -> pl.Trainer:
+    """Builds the trainer with its callbacks and loggers."""
+    hardware = instantiate(cfg.hardware, _convert_="all")
+    callbacks = [
+        _complete(instantiate(node), folder)
+        for name, node in cfg.callbacks.items()
+        if node is not None
+        for folder in [run_dir / "checkpoints" if name == "checkpoint" else run_dir]
+    ]
+    loggers = [_complete_logger(instantiate(node), run_dir) for node in cfg.logger.values() if node is not None]
+    return instantiate(cfg.trainer, _convert_="all")(
+        hardware=hardware,
+        accumulate=data.accumulate(world_size(cfg)),
+        run_dir=run_dir,
+        callbacks=callbacks,
+        loggers=loggers,
+    )
+
+
+def world_size(cfg: DictConfig) -> int:
+    """Returns the number of processes that will train."""
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    devices = cfg.hardware.devices
+    a_node = torch.cuda.device_count() if devices in (-1, "auto") and torch.cuda.is_available() else int(devices)
+    return max(1, a_node) * int(cfg.hardware.num_nodes)
+
+
+def require_enough_memory(cfg: DictConfig, bundle: ModelBundle) -> None:
+    """Refuses, before any weight is read, a run whose weights and optimiser state cannot fit."""
+    roles = get_class(cfg.method._target_).roles
+    needs_copy = Role.REFERENCE in roles and str(cfg.reference._target_).endswith("FrozenCopy")
+    quantised = cfg.model.get("quantization") is not None
+    bytes_a_weight = 0.5 if quantised else 4 if cfg.model.dtype == "float32" else 2
+    sharded = "FSDP2" in str(OmegaConf.select(cfg, "hardware.strategy._target_", default=""))
+    world = world_size(cfg)
+    plan = plan_memory(
+        parameters=count_parameters(bundle.source.config()),
+        bytes_a_weight=bytes_a_weight,
+        copies=2 if needs_copy else 1,
+        trainable_share=1.0 if bundle.adapter is None else 0.02,
+        shards=world if sharded else 1,
+    )
+    on_this_machine = world if cfg.hardware.accelerator == "cpu" else 1
+    available = available_bytes(cfg.hardware.accelerator) // on_this_machine
+    require_memory(plan, available=available, what=f"model {bundle.source.describe()} with method {cfg.name}")
+
+
+def _cache_dir(cfg: DictConfig) -> Path:
+    return Path(cfg.paths.cache).expanduser()
+
+
+def _adapter(cfg: DictConfig) -> Any:
+    return None if cfg.adapter is None else instantiate(cfg.adapter, _convert_="all")
+
+
+def _parts(cfg: DictConfig, bundle: ModelBundle) -> Parts:
+    schedule = None if cfg.schedule is None else instantiate(cfg.schedule)
+    return Parts(
+        bundle=bundle, optimizer=instantiate(cfg.optim, _convert_="all"), schedule=schedule, cache_dir=_cache_dir(cfg)
+    )
+
+
+def _complete(callback: Any, folder: Path) -> pl.Callback:
+    return callback(folder=folder) if isinstance(callback, functools.partial) else callback
+
+
+def _complete_logger(logger: Any, run_dir: Path) -> Any:
+    return logger(save_dir=run_dir) if isinstance(logger, functools.partial) else logger
+
+
+def _inputs(cfg: DictConfig, bundle: ModelBundle, data: DataModule) -> dict[str, Any]:
+    return {
+        "hardware": OmegaConf.to_container(cfg.hardware, resolve=True) | {"world_size": world_size(cfg)},
+        "data": {"fingerprint": data.fingerprint, "statistics": data.statistics},
+        "model": {"source": bundle.source.describe(), "weights_hash": bundle.source.weights_hash()},
+        "template_hash": tokenizer_hash(bundle.tokenizer),
+    }
+
+
+def _launch_argv(run_dir: Path, trainer: pl.Trainer) -> None:
+    """Makes the processes that Lightning starts run this very job, and not compose and name it again."""
+    if trainer.world_size > 1 and trainer.strategy.launcher is not None:
+        sys.argv = job_argv(run_dir)
+
+
+def _finish(cfg: DictConfig, run_dir: Path, method: Method, trainer: pl.Trainer, manifest: Manifest) -> float | None:
+    budget = method.total_budget() | {"updates": trainer.global_step, "peak_memory_bytes": peak_memory_bytes()}
+    metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    values = manifest.values
+    manifest.update(
+        metrics=metrics,
+        budget=budget,
+        model=values["model"]
+        | {
+            "parameters": num_parameters(method.policy),
+            "trainable_parameters": num_parameters(method.policy, trainable_only=True),
+            "loaded_models": method.bundle.loaded_models,
+        },
+    )
+    if cfg.export is not None:
+        card = model_card(cfg, manifest.values)
+        export(
+            method.policy,
+            method.bundle.tokenizer,
+            run_dir / "model",
+            adapter=cfg.export,
+            card=card,
+            is_writer=trainer.is_global_zero,
+        )
+        trainer.strategy.barrier()
+        manifest.update(artefacts={"model": "model"})
+    return _objective(cfg, metrics)
+
+
+def _objective(cfg: DictConfig, metrics: dict[str, float]) -> float | None:
+    return None if cfg.objective is None else metrics.get(cfg.objective, float("nan"))
+
+
+def peak_memory_bytes() -> int:
+    """Returns the most memory this process has held: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _leave_empty(run_dir: Path, resumed_dir: Path) -> None:
+    """Removes the folder that Hydra made for a run that goes on elsewhere."""
+    if resumed_dir.resolve() != run_dir.resolve() and run_dir.is_dir() and not any(run_dir.iterdir()):
+        run_dir.rmdir()

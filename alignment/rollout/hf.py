@@ -1,0 +1,223 @@
+"""Sampling with the Hugging Face model itself, in the process that trains it.
+
+The decoding loop is short and its own: it keeps a row's random numbers apart from every other row's, so that
+a sample depends on the seed, its prompt and its number alone and on no batch, and finished rows leave the
+batch. The process's own random state is never touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from alignment.models.logprob_model import LogprobModel
+from alignment.rollout.engine import TokenPrompt, check_prompts, check_sampling, evaluating
+from alignment.types import Rollout, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One completion as it was sampled.
+
+    Attributes:
+        token_ids: The completion, its end-of-sequence token included.
+        token_logps: Log-prob in nats of each token under the distribution that it was drawn from: after
+            temperature, top-k and top-p. Zeros for greedy decoding.
+    """
+
+    token_ids: tuple[int, ...]
+    token_logps: tuple[float, ...]
+
+
+class HFEngine:
+    """Samples from a model as it is now: no copy of the weights, nothing kept between calls.
+
+    Args:
+        model: The policy; its ``backbone`` is a Hugging Face model, with or without an adapter.
+        tokenizer: Turns completions into text.
+    """
+
+    def __init__(self, model: LogprobModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def generate(self, prompts: Sequence[TokenPrompt], sampling: Sampling) -> list[Rollout]:
+        """Draws ``sampling.num_samples`` completions of each prompt: prompt by prompt, sample by sample.
+
+        Raises:
+            UserError: A prompt does not fit the model's context; the sampling cannot be drawn from.
+        """
+        check_sampling(sampling)
+        limit = context_tokens(self.model.causal_lm)
+        check_prompts(prompts, context_tokens=limit, max_new_tokens=sampling.max_new_tokens)
+        jobs = [(prompt, sample) for prompt in prompts for sample in range(sampling.num_samples)]
+        # Rows of like length share a batch: there is less padding to compute on.
+        order = sorted(range(len(jobs)), key=lambda job: -len(jobs[job][0].prompt_ids))
+        rollouts: list[Rollout | None] = [None] * len(jobs)
+        stop_ids = end_of_sequence_ids(self.model.causal_lm, self.tokenizer)
+        with torch.no_grad(), evaluating(self.model):
+            for start in range(0, len(order), sampling.batch_size):
+                rows = order[start : start + sampling.batch_size]
+                decoded = decode(
+                    self.model.causal_lm,
+                    [jobs[row][0].prompt_ids for row in rows],
+                    uniforms=[_uniforms(*jobs[row], sampling) for row in rows],
+                    sampling=sampling,
+                    stop_ids=stop_ids,
+                )
+                for row, completion in zip(rows, decoded, strict=True):
+                    rollouts[row] = self._rollout(*jobs[row], completion.token_ids, stop_ids)
+        return [rollout for rollout in rollouts if rollout is not None]
+
+    def _rollout(
+        self, prompt: TokenPrompt, sample: int, token_ids: tuple[int, ...], stop_ids: frozenset[int]
+    ) -> Rollout:
+        stopped = token_ids[-1] in stop_ids
+        text_ids = token_ids[:-1] if stopped else token_ids
+        completion = self.tokenizer.decode(list(text_ids), skip_special_tokens=True)
+        assert isinstance(completion, str)
+        return Rollout(
+            prompt_id=prompt.id,
+            prompt=prompt.prompt,
+            prompt_ids=prompt.prompt_ids,
+            completion_ids=token_ids,
+            completion=completion,
+            finish_reason="stop" if stopped else "length",
+            sample=sample,
+            answer=prompt.answer,
+        )
+
+
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    uniforms: Sequence[np.ndarray],
+    sampling: Sampling,
+    stop_ids: frozenset[int],
+) -> list[Decoded]:
+    """Samples one completion of each prompt, all in one batch.
+
+    Args:
+        model: In evaluation mode; the caller turns gradients off.
+        prompts: Token ids; none is empty.
+        uniforms: For each prompt ``max_new_tokens`` numbers in [0, 1), one for each token that may be drawn.
+        sampling: Temperature, top-k, top-p and the most new tokens.
+        stop_ids: Tokens that end a completion; they are kept as its last.
+    """
+    from transformers import DynamicCache
+
+    device = model.device
+    input_ids, mask = left_padded(prompts, device=device)
+    padded = not bool(mask.all())
+    position_ids = (mask.cumsum(1) - 1).clamp_min(0)
+    cache = DynamicCache(config=model.config)
+    noise = torch.from_numpy(np.stack(uniforms)).to(device)
+    stops = torch.tensor(sorted(stop_ids), device=device)
+    alive = torch.arange(len(prompts), device=device)
+    tokens = torch.full((len(prompts), sampling.max_new_tokens), -1, device=device)
+    logps = torch.zeros(len(prompts), sampling.max_new_tokens, device=device)
+    for step in range(sampling.max_new_tokens):
+        output = model(
+            input_ids=input_ids,
+            attention_mask=mask if padded else None,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        drawn, drawn_logps = draw(output.logits[:, -1].float(), noise[alive, step], sampling=sampling)
+        tokens[alive, step], logps[alive, step] = drawn, drawn_logps
+        kept = (~torch.isin(drawn, stops)).nonzero()[:, 0]
+        if len(kept) == 0:
+            break
+        position_ids = position_ids[:, -1:] + 1
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        if len(kept) < len(alive):
+            alive, drawn, mask, position_ids = alive[kept], drawn[kept], mask[kept], position_ids[kept]
+            cache.batch_select_indices(kept)
+        input_ids = drawn[:, None]
+    return [
+        Decoded(tuple(ids[: (n := sum(token >= 0 for token in ids))]), tuple(values[:n]))
+        for ids, values in zip(tokens.tolist(), logps.tolist(), strict=True)
+    ]
+
+
+def draw(
+    logits: Float[Tensor, "rows vocabulary"], uniforms: Float[Tensor, "rows"], *, sampling: Sampling
+) -> tuple[Int[Tensor, "rows"], Float[Tensor, "rows"]]:
+    """Draws a token of each row by inverting its cumulative distribution at a given number in [0, 1).
+
+    One number a token makes a row's draw its own. The sum is in float64, in which no token that has any
+    probability in fp32 is lost.
+
+    Returns:
+        Token ids, and their log-probs in nats under the distribution drawn from.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1), torch.zeros_like(uniforms, dtype=logits.dtype)
+    logps = filtered(logits / sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p).log_softmax(-1)
+    cumulative = logps.double().exp().cumsum(-1)
+    # Right of every equal value: a token without probability adds nothing to the sum and is never drawn.
+    chosen = torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True)
+    chosen = chosen.clamp_max(logits.shape[-1] - 1)
+    return chosen[:, 0], logps.gather(-1, chosen)[:, 0]
+
+
+def filtered(logits: Float[Tensor, "rows vocabulary"], *, top_k: int, top_p: float) -> Float[Tensor, "rows vocabulary"]:
+    """Sets to minus infinity what top-k, and then top-p among the rest, leaves out; one token always stays."""
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
+    if top_p < 1.0:
+        ordered, places = logits.sort(descending=True)
+        probabilities = ordered.softmax(-1)
+        # Out goes what lies behind the first tokens that already reach top_p together.
+        beyond: Bool[Tensor, "rows vocabulary"] = probabilities.cumsum(-1) - probabilities >= top_p
+        logits = logits.masked_fill(beyond.scatter(-1, places, beyond), float("-inf"))
+    return logits
+
+
+def left_padded(
+    sequences: Sequence[Sequence[int]], *, device: torch.device
+) -> tuple[Int[Tensor, "rows width"], Int[Tensor, "rows width"]]:
+    """Lays sequences out so that all end in the last column; returns ids and mask (1 at real tokens)."""
+    width = max(len(sequence) for sequence in sequences)
+    # Padding is never seen: which id fills it does not matter.
+    ids = torch.tensor([[0] * (width - len(sequence)) + list(sequence) for sequence in sequences], device=device)
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
+    mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
+    return ids, mask
+
+
+def context_tokens(model: PreTrainedModel) -> int | None:
+    """Returns the most tokens that a model can read, or ``None`` where its configuration names no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Returns every token that ends a completion: the generation configuration's, and the tokenizer's own."""
+    configured = model.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [*listed, tokenizer.eos_token_id] if isinstance(token, int))
+
+
+def plain(sampling: Sampling) -> bool:
+    """Says whether samples come from the model's own distribution: temperature 1, no top-k, no top-p."""
+    return sampling.temperature == 1.0 and sampling.top_p == 1.0 and sampling.top_k == 0
+
+
+def _uniforms(prompt: TokenPrompt, sample: int, sampling: Sampling) -> np.ndarray:
+    """The random numbers of one completion, a function of seed, prompt and sample number only."""
+    name = f"{sampling.seed}/{sample}/{prompt.id}".encode("utf-8", "surrogatepass")
+    entropy = int.from_bytes(hashlib.sha256(name).digest())
+    return np.random.default_rng(entropy).random(sampling.max_new_tokens)

@@ -1,0 +1,115 @@
+"""One tester gives every method the same proofs, through its own YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from runs import exported, job, metrics, train, train_forked
+
+#: Strategies of the reference that agree in what they compute, with the adapter that each needs.
+FULL = ("reference=frozen_copy",), ("reference=precomputed",)
+ADAPTED = tuple(("adapter=lora", f"reference={name}") for name in ("frozen_copy", "adapter_off", "precomputed"))
+TWO_PROCESSES = ("cpu_ddp2", "cpu_fsdp2")
+
+
+@dataclass
+class MethodTester:
+    """Proves a method.
+
+    Attributes:
+        overrides: What chooses the method and its data.
+        uses_reference: Whether its reference strategies are to agree.
+        start_loss: The loss at step 0 where theory gives it.
+    """
+
+    overrides: tuple[str, ...]
+    uses_reference: bool
+    start_loss: float | None = None
+    tolerance: float = 1e-6
+    extra: dict[str, str] = field(default_factory=dict)
+
+    def variants(self) -> tuple[tuple[str, ...], ...]:
+        return (*FULL, *ADAPTED) if self.uses_reference else ((), ("adapter=lora",))
+
+    def check_step_from_yaml(self, tmp_path: Path) -> None:
+        """The method runs as its YAML stands, and its first loss is what theory says."""
+        rows = metrics(train(job(tmp_path, *self.overrides, "trainer.max_steps=2"), tmp_path / "run"))
+        assert set(rows) == {1, 2}
+        if self.start_loss is not None:
+            assert abs(rows[1]["train/loss/total"] - self.start_loss) < 1e-5
+
+    def check_overfits(self, tmp_path: Path) -> None:
+        """Eight records are learnt by heart."""
+        cfg = job(
+            tmp_path,
+            *self.overrides,
+            "data.limit=8",
+            "trainer.max_epochs=null",
+            "trainer.max_steps=100",
+            "optim.lr=2e-2",
+            "trainer.limit_val_batches=0",
+            "export=null",
+            "callbacks.checkpoint.every_n_steps=1000",
+        )
+        rows = metrics(train(cfg, tmp_path / "run"))
+        assert rows[100]["train/loss/total"] < 0.25 * rows[1]["train/loss/total"]
+
+    def check_resume_is_bitwise(self, tmp_path: Path, *, at: int) -> None:
+        """A run taken up at a step, in an epoch's middle too, ends with the same bits and the same log (T39)."""
+        whole = train(job(tmp_path, *self.overrides), tmp_path / "whole")
+        # Checkpoints are made at every second step only: an odd one makes the run go over a step again.
+        checkpoint = whole / "checkpoints" / f"step-{at:06d}"
+        broken = tmp_path / "broken"
+        (broken / "checkpoints").mkdir(parents=True)
+        checkpoint.rename(broken / "checkpoints" / checkpoint.name)
+        resumed = train(job(tmp_path, *self.overrides, f"resume={broken}"), tmp_path / "unused")
+        assert not resumed.exists()
+        expected, got = exported(whole), exported(broken)
+        assert all(torch.equal(expected[name], got[name]) for name in expected)
+        wanted = {step: _timeless(row) for step, row in metrics(whole).items() if step > at}
+        assert {step: _timeless(row) for step, row in metrics(broken).items()} == wanted
+
+    def check_processes_agree(self, tmp_path: Path, hardware: str, variant: tuple[str, ...]) -> None:
+        """Two processes log and learn what one does, with an uneven last step too."""
+        overrides = (*self.overrides, *variant, "data.limit=45", "trainer.max_epochs=1", "trainer.max_steps=-1")
+        one = train(job(tmp_path, *overrides), tmp_path / "one")
+        two = train_forked(job(tmp_path, *overrides, f"hardware={hardware}"), tmp_path / "two")
+        self._assert_same(one, two)
+
+    def check_accumulation_agrees(self, tmp_path: Path) -> None:
+        """One batch of 8 is 8 accumulated batches of 1 (T8), with an uneven last step too."""
+        overrides = (*self.overrides, "data.limit=45", "trainer.max_epochs=1", "trainer.max_steps=-1")
+        whole = train(job(tmp_path, *overrides, "data.micro_batch_size=8"), tmp_path / "whole")
+        pieces = train(job(tmp_path, *overrides, "data.micro_batch_size=1"), tmp_path / "pieces")
+        self._assert_same(whole, pieces)
+
+    def check_references_agree(self, tmp_path: Path) -> None:
+        """All strategies of the reference give the same losses, with and without an adapter."""
+        for group in (FULL, ADAPTED):
+            runs = [
+                train(job(tmp_path, *self.overrides, *variant), tmp_path / "-".join(variant).replace("=", "_"))
+                for variant in group
+            ]
+            for other in runs[1:]:
+                self._assert_same(runs[0], other, ignore=("fresh/",))
+
+    def _assert_same(self, left: Path, right: Path, ignore: tuple[str, ...] = ()) -> None:
+        rows, others = metrics(left), metrics(right)
+        assert set(rows) == set(others)
+        for step in rows:
+            names = {n for n in rows[step] if "/loss/" in n or "/reward/" in n or "/logps/" in n}
+            assert names
+            for name in names:
+                if not name.startswith(ignore):
+                    difference = abs(rows[step][name] - others[step][name])
+                    assert difference <= 2e-4 * max(1.0, abs(rows[step][name])), (step, name, difference)
+        expected, got = exported(left), exported(right)
+        assert set(expected) == set(got)
+        for name in expected:
+            torch.testing.assert_close(got[name], expected[name], rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def _timeless(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if "seconds" not in name and "second" not in name}
