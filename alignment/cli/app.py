@@ -16,13 +16,12 @@ from pathlib import Path
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
-from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from alignment.cli.job import DONE, FAILED, Job
 from alignment.cli.sweep import sweep_table
-from alignment.config.compose import VERSION_BASE, compose, parse_overrides, quote, task_config
+from alignment.config.compose import VERSION_BASE, compose, hydra_config, parse_overrides, quote, task_config
 from alignment.config.paths import conf_dir
 from alignment.config.searchpath import register_search_path
 from alignment.config.validate import check_targets, validate
@@ -69,7 +68,7 @@ def run_app(verb: str, arguments: Sequence[str]) -> int:
     if request.multirun or cfg.hydra.mode is RunMode.MULTIRUN:
         return _sweep(request, cfg)
     check(request, request.overrides)
-    job = Job(verb)
+    job = Job(verb, tuple(sys.argv))
     _hydra_main(request, job, request.arguments)
     return job.exit_code
 
@@ -141,7 +140,7 @@ def _show(request: Request) -> int:
     is_query = any(argument.startswith(("-sc", "--shell-completion")) for argument in request.arguments)
     if not is_query:
         compose(request.config_name, request.overrides, config_dir=request.config_dir)
-    _hydra_main(request, Job(request.verb), request.arguments)
+    _hydra_main(request, Job(request.verb, tuple(sys.argv)), request.arguments)
     return DONE
 
 
@@ -155,7 +154,7 @@ def _sweep(request: Request, cfg: DictConfig) -> int:
     arguments = (*request.arguments, f"hydra.sweep.dir={quote(str(folder))}")
     failure: int | str | None = DONE
     try:
-        _hydra_main(request, Job(request.verb), arguments)
+        _hydra_main(request, Job(request.verb, tuple(sys.argv)), arguments)
     except SystemExit as stop:
         # A launcher gave up: the jobs that ran are shown all the same.
         if stop.code not in (DONE, FAILED):
@@ -170,8 +169,6 @@ def _task_overrides(cfg: DictConfig) -> list[str]:
 
 
 def _resolve_sweep_dir(cfg: DictConfig) -> str:
-    from alignment.config.compose import hydra_config
-
     with hydra_config(cfg):
         return str(cfg.hydra.sweep.dir)
 

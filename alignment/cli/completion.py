@@ -58,7 +58,9 @@ def complete(flag: str, arguments: Sequence[str]) -> int:
         command = command or "install"
     if shell not in SHELLS or command not in ("install", "uninstall", "query"):
         hint = nearest(shell, SHELLS)
-        print(f"error: {flag}: got '{' '.join(arguments)}', expected one of {', '.join(SHELLS)}. {hint}", file=sys.stderr)
+        print(
+            f"error: {flag}: got '{' '.join(arguments)}', expected one of {', '.join(SHELLS)}. {hint}", file=sys.stderr
+        )
         return 2
     if command == "query":
         return _query(shell)

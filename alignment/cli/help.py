@@ -126,7 +126,7 @@ def head_comment(path: Path) -> str:
         if not line.startswith("#"):
             return ""
         if not line.startswith("# @package"):
-            return line.lstrip("# ").strip()
+            return line.lstrip("# ").strip().rstrip(":")
     return ""
 
 
@@ -151,12 +151,18 @@ def _group_text(verb: str) -> str:
     if verb == "train":
         folders["+sweep"] = (sweeps_dir() / "sweep", None)
     lines: list[str] = []
-    for group, (folder, default) in folders.items():
+    for group, (folder, default) in sorted(folders.items(), key=lambda item: _rank(item[0])):
         found = choices(folder)
         if found:
             lines.append(f"  {group}")
         lines += [_entry(f"{'*' if name == default else ' '} {name}", line) for name, line in found.items()]
     return "\n".join(lines)
+
+
+def _rank(group: str) -> int:
+    """Puts first what users choose first; the order of a defaults list is another matter."""
+    first = ("experiment", "method", "model", "data", "pipeline", "adapter", "reference")
+    return first.index(group) if group in first else len(first)
 
 
 def _key_text(verb: str) -> str:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alignment.utils.errors import UserError
 from alignment.utils.files import write_json_atomic, write_text_atomic
-from alignment.utils.redact import redact, redact_text
+from alignment.utils.redact import redact_file, redact_override, redact_text
 
 #: Where each verb's work is done; imported inside the job, because it imports torch.
 WORK = {
@@ -49,10 +49,12 @@ class Job:
 
     Attributes:
         verb: Which work is done.
+        command: The command line that the user typed, for the manifest; Hydra sees another one.
         exit_code: Of the job that ran in this process.
     """
 
     verb: str
+    command: tuple[str, ...]
     exit_code: int = field(default=DONE, init=False)
 
     def __call__(self, cfg: DictConfig) -> float:
@@ -64,44 +66,46 @@ class Job:
         from hydra.core.hydra_config import HydraConfig
 
         hydra = HydraConfig.get()
-        run_dir, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
-        cfg.paths.run_dir = str(run_dir)
-        try:
-            from alignment.config.compose import resolved
-
-            cfg = resolved(cfg)
-        except UserError as error:
-            self.exit_code = report_user_error(error)
-            _leave_behind(run_dir, self.verb, overrides, error)
-            return float("nan")
-        # Lightning asks Hydra's singleton how to start further ranks, and would start this whole command again.
-        HydraConfig.instance().cfg = None
+        run_dir = Path(hydra.runtime.output_dir)
+        overrides = [redact_override(override) for override in hydra.overrides.task]
+        redact_file(Path(hydra.sweep.dir) / "multirun.yaml")
+        sys.argv = [redact_override(argument) for argument in self.command]
         self.exit_code, objective = execute(self.verb, cfg, run_dir, overrides)
         return objective
 
 
 def execute(verb: str, cfg: DictConfig, run_dir: Path, overrides: list[str]) -> tuple[int, float]:
-    """Validates and runs one job.
+    """Resolves, validates and runs one job.
 
     Returns:
         The exit code and the objective.
     """
     try:
-        from alignment.config.validate import validate
-
-        validate(cfg, verb)
-        objective = _call(verb, cfg, run_dir, overrides)
+        objective = _call(verb, _prepared(verb, cfg, run_dir), run_dir, overrides)
     except UserError as error:
         _leave_behind(run_dir, verb, overrides, error)
         return report_user_error(error), float("nan")
     except Exception as error:
         log = _leave_behind(run_dir, verb, overrides, error)
-        summary = redact_text("".join(traceback.format_exception_only(error)).strip())
         if full_errors():
             traceback.print_exception(error)
-        print(f"align {verb} failed: {summary}\nThe traceback is in {log}", file=sys.stderr)
+        print(f"align {verb} failed: {_summary(error)}\nThe traceback is in {log}", file=sys.stderr)
         return FAILED, float("nan")
     return DONE, float("nan") if objective is None else objective
+
+
+def _prepared(verb: str, cfg: DictConfig, run_dir: Path) -> DictConfig:
+    from hydra.core.hydra_config import HydraConfig
+
+    from alignment.config.compose import resolved
+    from alignment.config.validate import validate
+
+    cfg.paths.run_dir = str(run_dir)
+    cfg = resolved(cfg)
+    # Lightning asks Hydra's singleton how to start further ranks, and would start this whole command again.
+    HydraConfig.instance().cfg = None
+    validate(cfg, verb)
+    return cfg
 
 
 def join(run_dir: Path) -> int:
@@ -121,7 +125,7 @@ def join(run_dir: Path) -> int:
 
 def _call(verb: str, cfg: DictConfig, run_dir: Path, overrides: list[str]) -> float | None:
     run: Callable[..., float | None] = importlib.import_module(WORK[verb]).run
-    return run(cfg, run_dir, overrides) if verb == "train" else run(cfg, run_dir)
+    return run(cfg, run_dir) if verb == "pipeline" else run(cfg, run_dir, overrides)
 
 
 def _leave_behind(run_dir: Path, verb: str, overrides: list[str], error: Exception) -> Path:
@@ -133,11 +137,14 @@ def _leave_behind(run_dir: Path, verb: str, overrides: list[str], error: Excepti
     log = run_dir / ("error.log" if rank == 0 else f"error.rank{rank}.log")
     write_text_atomic(log, redact_text("".join(traceback.format_exception(error))))
     if rank == 0:
-        summary = redact_text("".join(traceback.format_exception_only(error)).strip())
-        values = {"verb": verb, "overrides": redact(overrides), "started": _now()} | _read_manifest(run_dir)
-        failed = {"status": "failed", "ended": values.get("ended") or _now(), "error": summary}
+        values = {"verb": verb, "overrides": overrides, "started": _now()} | _read_manifest(run_dir)
+        failed = {"status": "failed", "ended": values.get("ended") or _now(), "error": _summary(error)}
         write_json_atomic(run_dir / "manifest.json", values | failed)
     return log
+
+
+def _summary(error: Exception) -> str:
+    return redact_text("".join(traceback.format_exception_only(error)).strip())
 
 
 def _read_manifest(run_dir: Path) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def _run(verb: str, rest: list[str]) -> int:
     from alignment.cli.job import report_user_error
 
     # Until a training run takes signals over, to save a checkpoint first.
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    before = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         if verb == "report":
             from alignment.cli.report import run_report
@@ -68,6 +68,8 @@ def _run(verb: str, rest: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _join(rest: list[str]) -> int:

@@ -35,7 +35,7 @@ class JobRow:
     """
 
     name: str
-    overrides: str
+    overrides: tuple[str, ...]
     status: str
     metrics: dict[str, float]
     error: str
@@ -56,7 +56,7 @@ def sweep_table(folder: Path, jobs: Sequence[Sequence[str]]) -> int:
     failed = [row for row in rows if row.status != "finished"]
     for row in failed:
         error = row.error or "no word about why: look at its folder"
-        print(f"job {row.name} {row.status} ({row.overrides}): {error}", file=sys.stderr)
+        print(f"job {row.name} {row.status} ({' '.join(row.overrides)}): {error}", file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {len(rows)} jobs failed; their tracebacks: {folder}/*/error.log", file=sys.stderr)
     return len(failed)
@@ -70,20 +70,20 @@ def read_jobs(folder: Path, jobs: Sequence[Sequence[str]]) -> list[JobRow]:
         jobs: What was to run: job number i without a folder of its own is one that never started.
     """
     found = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*/manifest.json")}
-    expected = {str(number): " ".join(job) for number, job in enumerate(jobs)}
+    expected = {str(number): tuple(job) for number, job in enumerate(jobs)}
     are_numbered = all(name.isdigit() for name in found)
     names = set(found) | (set(expected) if are_numbered else set())
     ordered = sorted(names, key=lambda name: (int(name) if name.isdigit() else math.inf, name))
-    return [_row(name, found.get(name), expected.get(name, "")) for name in ordered]
+    return [_row(name, found.get(name), expected.get(name, ())) for name in ordered]
 
 
-def _row(name: str, manifest: dict[str, Any] | None, expected: str) -> JobRow:
+def _row(name: str, manifest: dict[str, Any] | None, expected: tuple[str, ...]) -> JobRow:
     if manifest is None:
         return JobRow(name, expected, "not started", {}, "")
     status = str(manifest.get("status", "running"))
     return JobRow(
         name=name,
-        overrides=" ".join(map(str, manifest.get("overrides") or [])) or expected,
+        overrides=tuple(map(str, manifest.get("overrides") or expected)),
         status="died" if status == "running" else status,
         metrics=manifest.get("metrics") or {},
         error=(str(manifest.get("error") or "").splitlines() or [""])[-1],
@@ -95,12 +95,20 @@ def _print_rows(folder: Path, rows: Sequence[JobRow]) -> None:
     from rich.table import Table
 
     shown = [name for name in HEADLINES if any(name in row.metrics for row in rows)][:_NUM_SHOWN]
-    table = Table(title=f"{len(rows)} jobs in {folder}", title_justify="left", title_style="bold")
+    common = _common([row.overrides for row in rows])
+    title = f"{len(rows)} jobs in {folder}" + (f"\nall with {' '.join(common)}" if common else "")
+    table = Table(title=title, title_justify="left", title_style="bold")
     for column in ("job", "overrides", "status"):
         table.add_column(column, overflow="fold")
     for name in shown:
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         values = [f"{row.metrics[name]:.4g}" if name in row.metrics else "" for name in shown]
-        table.add_row(row.name, row.overrides, row.status, *values)
+        own = " ".join(item for item in row.overrides if item not in common)
+        table.add_row(row.name, own, row.status, *values)
     Console().print(table)
+
+
+def _common(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the overrides that all of several jobs have."""
+    return [] if len(overrides) < 2 else [item for item in overrides[0] if all(item in job for job in overrides)]

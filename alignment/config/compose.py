@@ -108,7 +108,8 @@ def resolved(task: DictConfig) -> DictConfig:
         ConfigError: An interpolation that leads nowhere, or a mandatory value that is missing.
     """
     try:
-        return OmegaConf.create(OmegaConf.to_container(task, resolve=True, throw_on_missing=True))
+        plain: dict[str, Any] = OmegaConf.to_container(task, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+        return OmegaConf.create(plain)
     except MissingMandatoryValue as error:
         key = str(error.full_key)
         raise ConfigError(key, got="???", expected="a value", hint=f"Add {key}=VALUE") from error
@@ -130,10 +131,10 @@ def parse_overrides(overrides: Sequence[str], config_dir: Path | None = None) ->
 
 
 def quote(value: str) -> str:
-    """Writes a text as a quoted value of Hydra's grammar, whatever characters it has.
+    r"""Writes a text as a quoted value of Hydra's grammar, whatever characters it has.
 
-    >>> quote("runs/it's")
-    "'runs/it\\\\'s'"
+    >>> print(quote("runs/it's"))
+    'runs/it\'s'
     """
     escaped = re.sub(r"(\\*)'", lambda found: found[1] * 2 + r"\'", value)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
@@ -173,9 +174,7 @@ def _choices(loader: ConfigLoaderImpl) -> list[str]:
     return [f"{group}={option}" for group, options in _groups(loader).items() for option in options]
 
 
-def _missing_file(
-    loader: ConfigLoaderImpl, error: MissingConfigException, overrides: Sequence[str]
-) -> UserError:
+def _missing_file(loader: ConfigLoaderImpl, error: MissingConfigException, overrides: Sequence[str]) -> UserError:
     path = error.missing_cfg_file or ""
     group, _, choice = path.rpartition("/")
     if not group:
@@ -194,16 +193,26 @@ def _composition_error(
     message = str(error)
     if found := re.match(r"Could not override '([^']*)'", message):
         return _unknown_key(loader, config_name, overrides, found[1])
-    if found := re.match(r"Could not add '([^=']*)=[^']*'. '[^']*' is already in the defaults", message):
-        return UserError(
-            f"+{found[1]}=...: '{found[1]}' has a choice already. Write {found[1]}=... without '+'"
-        )
+    if found := re.match(r"(\S+) appears more than once in the final defaults list", message):
+        return UserError(f"+{found[1]}=...: '{found[1]}' has a choice already. Write {found[1]}=... without '+'")
+    if message.startswith("Config group override must be a string"):
+        return _no_choice(loader, overrides)
     if found := re.match(r"You must specify '([^']*)'", message):
         options = loader.get_group_options(found[1], ObjectType.CONFIG)
         expected = f"one of {', '.join(options)}"
         return ConfigError(found[1], got="???", expected=expected, hint=f"Add {found[1]}=CHOICE")
     parts = [message.strip(), str(error.__cause__ or "").strip()]
     return UserError(". ".join(" ".join(part.split()) for part in parts if part))
+
+
+def _no_choice(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> ConfigError:
+    """Words an override of a group by something that is no name."""
+    groups = _groups(loader)
+    parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
+    wrong = next(item for item in parsed if item.key_or_group in groups and not isinstance(item.value(), str | list))
+    options = groups[wrong.key_or_group]
+    hint = f"Use {wrong.key_or_group}=none" if wrong.value() is None and "none" in options else ""
+    return ConfigError(wrong.key_or_group, got=wrong.value(), expected=f"one of {', '.join(options)}", hint=hint)
 
 
 def _unknown_key(loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[str], key: str) -> UserError:
@@ -214,15 +223,12 @@ def _unknown_key(loader: ConfigLoaderImpl, config_name: str, overrides: Sequence
     if group in groups:
         hint = f"'{group}' is not in the defaults of '{config_name}': write +{group}={value}"
         return ConfigError(key, got=value, expected="a group that has a choice already", hint=hint)
-    base = loader.load_configuration(config_name, [], RunMode.MULTIRUN, validate_sweep_overrides=False)
     others = [item for item in overrides if _is_choice(item, groups)]
     try:
-        base = loader.load_configuration(
-            config_name, others, RunMode.MULTIRUN, validate_sweep_overrides=False
-        )
+        base = loader.load_configuration(config_name, others, RunMode.MULTIRUN, validate_sweep_overrides=False)
     except HydraException:
-        # The other overrides may be wrong as well; this error stands without them.
-        pass
+        # A choice is wrong as well; this error can be worded without them.
+        base = loader.load_configuration(config_name, [], RunMode.MULTIRUN, validate_sweep_overrides=False)
     parent, known = _deepest(base, key)
     names = [f"{parent}.{name}" if parent else name for name in known]
     if not parent:
@@ -245,7 +251,7 @@ def _deepest(cfg: DictConfig, key: str) -> tuple[str, list[str]]:
         if not isinstance(child, DictConfig):
             break
         node, path = child, [*path, part]
-    return ".".join(path), [str(name) for name in node if name != "hydra"]
+    return ".".join(path), [str(name) for name in node if name != "hydra" and not str(name).startswith("_")]
 
 
 def _interpolation_error(task: DictConfig, error: InterpolationResolutionError) -> ConfigError:

@@ -73,7 +73,8 @@ def resolve(key: str, target: str) -> Any:
     """
     found = _locate(key, target)
     is_own = target.split(".")[0] not in ("lightning", "peft", "torch")
-    if isinstance(found, type) or (is_own and isinstance(found, FunctionType)):
+    is_function = isinstance(found, FunctionType) and "." not in found.__qualname__
+    if isinstance(found, type) or (is_own and is_function):
         origins = [f"{item.__module__}.{item.__qualname__}" for item in (found, inspect.unwrap(found))]
         if all(_DOTTED.fullmatch(origin) and _is_allowed(origin) for origin in origins):
             return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import json
 import types
 import typing
@@ -22,7 +23,7 @@ def mismatch(value: Any, annotation: Any, targets: dict[int, Any]) -> str | None
         targets: The class or function of each node in ``value``, by the node's ``id``.
 
     >>> mismatch("abc", float, {})
-    'float'
+    'a number'
     >>> mismatch(1, float, {}) is None
     True
     """
@@ -36,19 +37,42 @@ def describe(annotation: Any) -> str:
     "'a', 'b' or null"
     """
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation is None or annotation is type(None):
-        return "null"
     if origin is Literal:
-        return " or ".join(filter(None, [", ".join(map(repr, args[:-1])), repr(args[-1])]))
-    if origin in (Union, types.UnionType):
-        words = [describe(arg) for arg in args]
-        if any(typing.get_origin(arg) is Literal for arg in args):
-            words = [word.replace(" or ", ", ") for word in words]
-        return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-    if origin is not None and args:
-        inner = ", ".join(describe(arg) for arg in args if arg is not Ellipsis)
-        return f"{getattr(origin, '__name__', origin)} of {inner}"
-    return getattr(annotation, "__name__", str(annotation))
+        return _joined(_values(annotation))
+    if _is_union(annotation):
+        return _joined([word for arg in args for word in ([describe(arg)] if not _is_literal(arg) else _values(arg))])
+    if origin is not None and args and issubclass(origin, collections.abc.Collection):
+        if issubclass(origin, collections.abc.Mapping):
+            return f"a mapping to {describe(args[-1])}" if args[-1] is not Any else "a mapping"
+        return f"a list (each {_joined(list(dict.fromkeys(describe(arg) for arg in args if arg is not Ellipsis)))})"
+    return _WORDS.get(annotation) or getattr(annotation, "__name__", str(annotation))
+
+
+_WORDS: dict[Any, str] = {
+    None: "null",
+    type(None): "null",
+    str: "a text",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    Any: "anything",
+}
+
+
+def _joined(words: list[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _is_literal(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is Literal
+
+
+def _values(annotation: Any) -> list[str]:
+    return [repr(arg) for arg in typing.get_args(annotation)]
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (Union, types.UnionType)
 
 
 def _fits(value: Any, annotation: Any, targets: dict[int, Any]) -> bool:
@@ -56,8 +80,8 @@ def _fits(value: Any, annotation: Any, targets: dict[int, Any]) -> bool:
         return _accepts(value, annotation)
     if isinstance(value, dict) and "_target_" in value:
         return _node_fits(value, annotation, targets)
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (Union, types.UnionType):
+    args = typing.get_args(annotation)
+    if _is_union(annotation):
         return any(_fits(value, arg, targets) for arg in args)
     if not args:
         return True
@@ -73,20 +97,23 @@ def _holds_node(value: Any) -> bool:
 
 
 def _node_fits(node: dict[str, Any], annotation: Any, targets: dict[int, Any]) -> bool:
+    """Whether what a node builds may be passed; a Protocol, an alias, a factory's result only the code can judge."""
     members = [member for member in _members(annotation) if not _is_plain(member)]
-    if not members:
-        return False
+    if Any in members:
+        return True
+    open_members = [member for member in members if not isinstance(member, type) or _is_open(member)]
     built = targets[id(node)]
-    classes = tuple(member for member in members if isinstance(member, type))
-    if node.get("_partial_", False) or len(classes) < len(members) or not isinstance(built, type):
-        # What a partial or a factory gives, and what a Protocol or an alias accepts, only the code itself can tell.
-        return any(member not in classes or not node.get("_partial_", False) for member in members)
-    return any(getattr(member, "_is_protocol", False) or issubclass(built, member) for member in classes)
+    if open_members or node.get("_partial_", False):
+        return bool(open_members)
+    return bool(members) and (not isinstance(built, type) or issubclass(built, tuple(members)))
+
+
+def _is_open(annotation: type) -> bool:
+    return annotation is collections.abc.Callable or getattr(annotation, "_is_protocol", False)
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    is_union = typing.get_origin(annotation) in (Union, types.UnionType)
-    return typing.get_args(annotation) if is_union else (annotation,)
+    return typing.get_args(annotation) if _is_union(annotation) else (annotation,)
 
 
 def _is_plain(annotation: Any) -> bool:
@@ -96,7 +123,11 @@ def _is_plain(annotation: Any) -> bool:
 
 
 def _accepts(value: Any, annotation: Any) -> bool:
-    adapter = _adapter(annotation)
+    # Only a node can build what a Protocol describes; pydantic cannot read one.
+    members = [member for member in _members(annotation) if not getattr(member, "_is_protocol", False)]
+    if not members:
+        return False
+    adapter = _adapter(Union[tuple(members)])  # noqa: UP007 - made at run time
     if adapter is None:
         return True
     try:

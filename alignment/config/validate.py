@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from alignment.config.rules import check_rules
-from alignment.config.schema import PLAIN_GROUPS, ROOTS
+from alignment.config.schema import PLAIN_GROUPS, ROOTS, Node
 from alignment.config.targets import check_text, resolve
 from alignment.config.typecheck import describe, mismatch
 from alignment.utils.errors import ConfigError, nearest
@@ -48,7 +48,9 @@ def validate(cfg: DictConfig, verb: str) -> None:
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     check_targets(plain)
     _check_fields("", plain, ROOTS[verb], None)
-    nodes = dict(_nodes("", plain))
+    _check_components(plain, ROOTS[verb])
+    # Callbacks refer to other groups, whose own keys are the ones to name.
+    nodes = dict(sorted(_nodes("", plain), key=lambda item: item[0].startswith("callbacks.")))
     targets = {key: resolve(key, node["_target_"]) for key, node in nodes.items()}
     by_id = {id(node): targets[key] for key, node in nodes.items()}
     for group, fields in PLAIN_GROUPS.items():
@@ -95,14 +97,27 @@ def _check_fields(key: str, values: Mapping[str, Any], fields: type, targets: di
         if name not in hints:
             where = f"one of the keys of '{key}'" if key else "one of the keys"
             raise _unknown(key, name, value, list(hints), where)
-        if targets is not None or not isinstance(value, Mapping):
+        if isinstance(value, Mapping) and (targets is None or "_target_" in value):
+            if not _takes_mapping(hints[name]):
+                raise ConfigError(_join(key, name), got=_shown(value), expected=describe(hints[name]))
+        else:
             _check_type(_join(key, name), value, hints[name], targets or {})
-        elif not _takes_mapping(hints[name]):
-            raise ConfigError(_join(key, name), got=_shown(value), expected=describe(hints[name]))
     for field in dataclasses.fields(fields):
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if field.name not in values and not has_default:
             raise _missing(_join(key, field.name), describe(hints[field.name]))
+
+
+def _check_components(plain: Mapping[str, Any], fields: type) -> None:
+    """Checks that every group which is no group of plain values says what it builds."""
+    for name, hint in typing.get_type_hints(fields).items():
+        value = plain.get(name)
+        if name in PLAIN_GROUPS or not isinstance(value, Mapping) or not _takes_mapping(hint):
+            continue
+        components = {name: value} if hint in (Node, Node | None) else {f"{name}.{key}": value[key] for key in value}
+        for key, node in components.items():
+            if node is not None and not (isinstance(node, Mapping) and "_target_" in node):
+                raise _missing(f"{key}._target_", "the class or function that it builds")
 
 
 def _check_call(key: str, node: Mapping[str, Any], target: Any, targets: dict[int, Any]) -> None:
@@ -131,7 +146,8 @@ def _check_call(key: str, node: Mapping[str, Any], target: Any, targets: dict[in
 def _check_type(key: str, value: Any, annotation: Any, targets: dict[int, Any]) -> None:
     expected = mismatch(value, annotation, targets)
     if expected is not None:
-        hint = f"a text is written in quotes: '{value}'" if expected.startswith("str") and _is_scalar(value) else ""
+        wants_text = "a text" in expected and isinstance(value, int | float)
+        hint = f"Quote it: {key}=\\'{value}\\'" if wants_text else ""
         raise ConfigError(key, got=_shown(value), expected=expected, hint=hint)
 
 
@@ -166,14 +182,10 @@ def _takes_mapping(annotation: Any) -> bool:
     return any((typing.get_origin(item) or item) is dict for item in (annotation, *typing.get_args(annotation)))
 
 
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, int | float)
-
-
 def _shown(value: Any) -> Any:
     """Returns what an error message shows of a value: of a node its target, of a mapping no more than its start."""
     if isinstance(value, Mapping):
-        return value.get("_target_") or {name: "..." for name in list(value)[:4]}
+        return value.get("_target_") or dict.fromkeys(list(value)[:4], "...")
     return value
 
 

@@ -47,7 +47,9 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generation
     """
     try:
         text = tokenizer.apply_chat_template(
-            [{"role": turn["role"], "content": turn["content"]} for turn in messages], tokenize=False, add_generation_prompt=generation_prompt
+            [{"role": turn["role"], "content": turn["content"]} for turn in messages],
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
         )
     except jinja2.TemplateError as error:
         raise RecordError("the chat template refuses the conversation", str(error)) from error

@@ -137,11 +137,11 @@ class DataModule(pl.LightningDataModule):
             rows = self._tokenise(records, want, partial(view, want=want), split)
             taken = self._tables["train"].ids if split == "validation" else ()
             self._tables[split] = TokenTable(rows, prefix="validation/", taken=frozenset(taken))
+            if not len(self._tables[split]):
+                reasons = ", ".join(sorted(set(rows["dropped"])))
+                raise DataError(f"{split} data", f"no record is left, all were dropped: {reasons}")
             self.statistics[split] = {"source": records.report, **token_statistics(rows, self._tables[split])}
             _report(split, self.statistics[split])
-            if not len(self._tables[split]):
-                reasons = self.statistics[split]["dropped"]
-                raise DataError(split, f"no record is left, all were dropped: {reasons}")
 
     @property
     def fingerprint(self) -> str:

@@ -120,6 +120,10 @@ class ReferenceCache:
 
         return cls(build_once(path, build))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process goes the path, not the numbers."""
+        return type(self), (self.path,)
+
     def __len__(self) -> int:
         return len(self._places)
 

@@ -110,7 +110,7 @@ class RowSource(ABC):
 
     def __init__(self, *, columns: Mapping[str, str] | None, as_chat: bool, on_bad_row: OnBadRow) -> None:
         if on_bad_row not in ("error", "drop"):
-            raise ConfigError("data.train.on_bad_row", got=on_bad_row, expected="error or drop")
+            raise ConfigError("data.on_bad_row", got=on_bad_row, expected="error or drop")
         self.columns = dict(columns or {})
         self.as_chat = as_chat
         self.on_bad_row = on_bad_row
@@ -189,7 +189,7 @@ class RowSource(ABC):
                 made = [record_type(id=name, **fields) for name, fields in self._parse(row, seen)]
             except RecordError as error:
                 if self.on_bad_row == "error":
-                    hint = "put the row right, or set data.train.on_bad_row=drop to count and skip such rows"
+                    hint = "put the row right, or set data.on_bad_row=drop to count and skip such rows"
                     raise DataError(row.where, f"{error}. Next: {hint}") from error
                 report.drop(row, error)
                 continue

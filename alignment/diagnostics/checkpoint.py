@@ -93,7 +93,12 @@ class RunCheckpoint(Checkpoint):
         if stop or trainer.global_step % self.every_n_steps == 0:
             self.save(trainer)
         if stop:
-            log.warning("received %s: saved step %d, leaving", signal.Signals(stop).name, trainer.global_step)
+            log.warning(
+                "received %s: step %d is saved. To go on: the same command with resume=%s",
+                signal.Signals(stop).name,
+                trainer.global_step,
+                self.folder.parent,
+            )
             raise SystemExit(128 + stop)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -150,14 +150,19 @@ def _preference(chosen: tuple[float, Rollout], rejected: tuple[float, Rollout], 
 
 
 def _row(record: Preference) -> dict[str, Any]:
+    """A line of text pairs, or of chat pairs in the form that other tools read too."""
     return {
         "id": record.id,
         "prompt": record.prompt,
-        "chosen": record.chosen,
-        "rejected": record.rejected,
+        "chosen": _side(record, record.chosen),
+        "rejected": _side(record, record.rejected),
         "margin": record.margin,
         "tokenizer_hash": record.tokenizer_hash,
         "prompt_ids": record.prompt_ids,
         "chosen_ids": record.chosen_ids,
         "rejected_ids": record.rejected_ids,
     }
+
+
+def _side(record: Preference, completion: str) -> str | list[dict[str, str]]:
+    return completion if isinstance(record.prompt, str) else [{"role": "assistant", "content": completion}]

@@ -14,7 +14,7 @@ from alignment.data.datamodule import DataModule
 from alignment.evaluation.fresh import Evaluation, evaluate_policy
 from alignment.evaluation.intervals import Estimate
 from alignment.evaluation.records import EVALUATIONS_FILE, record_evaluation
-from alignment.pipeline.artifacts import resolve_artifacts
+from alignment.pipeline.graph import resolve_artifacts
 from alignment.pipeline.inference import Loaded, load, precision, start_model
 from alignment.pipeline.manifest import Manifest, recorded, start_values
 from alignment.rewards.base import Reward
@@ -55,7 +55,7 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
         )
         console = Console(highlight=False)
         console.print(table(before, after))
-        console.print(f"{after.num_prompts} held-out prompts, {len(after.samples)} samples: {run_dir}")
+        console.print(f"{after.num_prompts} held-out prompts, {len(after.samples)} samples: {run_dir}", soft_wrap=True)
 
 
 def measure(

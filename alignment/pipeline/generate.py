@@ -20,14 +20,14 @@ from alignment.data.chat import prompt_text
 from alignment.data.datamodule import DataModule
 from alignment.data.encoding import Encoder, tokenizer_hash
 from alignment.feedback.pairing import Pairing, write_pairs
-from alignment.pipeline.artifacts import resolve_artifacts
+from alignment.pipeline.graph import resolve_artifacts
 from alignment.pipeline.inference import Loaded, load, precision
 from alignment.pipeline.manifest import Manifest, recorded, start_values
 from alignment.rewards.base import Reward
 from alignment.rollout.engine import EncodedPrompt, TokenPrompt, encoded_prompts
 from alignment.rollout.hf import HFEngine
 from alignment.types import PromptBatch, Rewards, Rollout, Sampling
-from alignment.utils.errors import ConfigError
+from alignment.utils.errors import ConfigError, UserError
 from alignment.utils.files import write_text_atomic
 from alignment.utils.logs import log_to
 from alignment.utils.redact import save_config
@@ -143,6 +143,13 @@ def _write_pairs(
 ) -> None:
     pairing: Pairing = instantiate(cfg.pairing, _convert_="all")
     pairs = pairing(rollouts, rewards, tokenizer_hash=hash_)
+    if not pairs.records:
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted(pairs.dropped.items()))
+        raise UserError(
+            f"pairing: none of {pairs.dropped.total()} prompts gave a pair: {reasons}. Draw more samples "
+            "(rollout.sampling.num_samples), or use a reward that tells these completions apart; they are in "
+            f"{run_dir / ROLLOUTS_FILE}"
+        )
     write_pairs(pairs, run_dir / PAIRS_FILE)
     manifest.update(
         metrics=manifest.values["metrics"] | {f"pairing/{name}": value for name, value in pairs.statistics.items()},
@@ -188,8 +195,9 @@ def _show(rollouts: Sequence[Rollout], rewards: Rewards | None, run_dir: Path, *
     for place, rollout in enumerate(rollouts if whole else rollouts[:4]):
         note = "" if rewards is None else f"  reward {rewards.total[place]:.3f}"
         cut = "  (cut off)" if rollout.finish_reason == "length" else ""
-        console.print(f"[bold]{escape(_last(rollout.prompt))}[/bold]{escape(rollout.completion)}[dim]{note}{cut}[/dim]")
-    console.print(f"{len(rollouts)} completions: {run_dir / ROLLOUTS_FILE}")
+        text = f"[bold]{escape(_last(rollout.prompt))}[/bold]{escape(rollout.completion)}[dim]{note}{cut}[/dim]"
+        console.print(text, soft_wrap=True)
+    console.print(f"{len(rollouts)} completions: {run_dir / ROLLOUTS_FILE}", soft_wrap=True)
 
 
 def _last(prompt: Any) -> str:

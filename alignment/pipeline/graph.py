@@ -1,12 +1,11 @@
 """Runs a graph of stages: each one process, one verb, one run folder, skipped when it is finished already.
 
-A stage's arguments name another stage's artefact as ``stage://STAGE/ARTEFACT`` and its run folder as
-``stage://STAGE``; any configuration names the model that a pipeline's stage made as ``pipeline:NAME/STAGE``.
+Any configuration names the model that a pipeline's stage made as ``pipeline:NAME/STAGE``; see also
+:mod:`alignment.pipeline.stages`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -15,77 +14,40 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-import alignment
 from alignment.config.compose import compose, quote, task_config
 from alignment.config.validate import validate
-from alignment.utils.errors import ConfigError, UserError, nearest
-from alignment.utils.files import hash_file, write_json_atomic
+from alignment.pipeline.stages import (
+    STATE,
+    Stage,
+    fingerprint,
+    is_finished,
+    locate,
+    read_stages,
+    select,
+    stage_hash,
+    with_references,
+)
+from alignment.utils.errors import UserError
+from alignment.utils.files import write_json_atomic
 from alignment.utils.launch import CLI_MODULE
 
 log = logging.getLogger(__name__)
 
-STATE = "stage.json"
-_REFERENCE = re.compile(r"stage://(?P<stage>[\w-]+)(?:/(?P<artefact>[\w-]+))?")
 _ARTIFACT = re.compile(r"pipeline:(?P<pipeline>[\w-]+)/(?P<stage>[\w-]+)(?:/(?P<artefact>[\w-]+))?")
 #: Tells a stage which pipeline it belongs to, so that it cannot wait for itself.
 _ENVIRONMENT = "ALIGNMENT_PIPELINE"
-#: Keys that change where results go and how a run is watched, and nothing about its results.
-_NOT_IDENTITY = ("paths", "resume", "logger")
 
 
 class StageFailed(RuntimeError):  # noqa: N818 - says what happened, as SystemExit and KeyboardInterrupt do
     """A stage ended with an error, which it has printed and written to its own log."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One node of the graph.
-
-    Attributes:
-        name: Its name.
-        verb: The verb that it runs.
-        arguments: Overrides, or the run folders of ``report``, with references to other stages.
-        needs: Stages that must have finished.
-        run_dir: Its run folder.
-    """
-
-    name: str
-    verb: str
-    arguments: tuple[str, ...]
-    needs: tuple[str, ...]
-    run_dir: Path
-
-    @property
-    def references(self) -> list[tuple[str, str | None]]:
-        """The stages and artefacts that the arguments name."""
-        return [(found["stage"], found["artefact"]) for text in self.arguments for found in _REFERENCE.finditer(text)]
-
-    def state(self) -> dict[str, Any]:
-        """Returns what is known of its last run; empty before the first."""
-        path = self.run_dir / STATE
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-    def artefact(self, name: str) -> Path:
-        """Returns the path of something that it made.
-
-        Raises:
-            ConfigError: It made nothing of this name.
-        """
-        made: dict[str, Any] = self.state().get("artefacts", {})
-        if name not in made:
-            known = ", ".join(made) or "nothing"
-            raise ConfigError(f"stage://{self.name}/{name}", got=name, expected=f"an artefact of this stage: {known}")
-        return self.run_dir / made[name]["path"]
 
 
 def run(cfg: DictConfig, run_dir: Path) -> None:
@@ -146,66 +108,9 @@ def resolve_artifact(reference: str, *, runs: str, cache: str) -> Path:
 
 def resolve_artifacts(cfg: DictConfig) -> DictConfig:
     """Returns a configuration in which every ``pipeline:NAME/STAGE`` has become a path."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    return OmegaConf.create(_with_paths(plain, runs=str(cfg.paths.runs), cache=str(cfg.paths.cache)))
-
-
-def read_stages(cfg: DictConfig, run_dir: Path) -> dict[str, Stage]:
-    """Reads the stages of a pipeline, in an order in which they can run.
-
-    Raises:
-        ConfigError: A stage needs one that is not there, or itself.
-    """
-    nodes: dict[str, Any] = OmegaConf.to_container(cfg.pipeline.stages, resolve=True)  # type: ignore[assignment]
-    stages: dict[str, Stage] = {}
-    for name, node in nodes.items():
-        arguments = [*node.get("overrides", []), *(cfg.common if node["verb"] != "report" else [])]
-        referred = [found["stage"] for text in arguments for found in _REFERENCE.finditer(text)]
-        needs = tuple(dict.fromkeys([*node.get("needs", []), *referred]))
-        for other in needs:
-            if other not in nodes:
-                key = f"pipeline.stages.{name}"
-                raise ConfigError(key, got=other, expected=f"one of {', '.join(nodes)}", hint=nearest(other, nodes))
-        stages[name] = Stage(name, node["verb"], tuple(arguments), needs, run_dir / name)
-    try:
-        order = list(TopologicalSorter({name: stage.needs for name, stage in stages.items()}).static_order())
-    except CycleError as error:
-        circle = " -> ".join(error.args[1])
-        raise ConfigError("pipeline.stages", got=circle, expected="stages that do not need one another") from error
-    return {name: stages[name] for name in order}
-
-
-def select(stages: Mapping[str, Stage], *, only: str | None, until: str | None) -> list[Stage]:
-    """Chooses what to run, in order.
-
-    Args:
-        stages: All stages, in order.
-        only: A single stage; what it needs must be finished.
-        until: A stage, and all that it needs; it comes last.
-
-    Raises:
-        ConfigError: There is no such stage, or what it needs is missing.
-    """
-    for key, name in (("only", only), ("until", until)):
-        if name is not None and name not in stages:
-            raise ConfigError(key, got=name, expected=f"one of {', '.join(stages)}", hint=nearest(name, stages))
-    if only is not None and until is not None:
-        raise ConfigError("only", got=only, expected=f"null with until={until}", hint="Give one of the two")
-    if only is not None:
-        for name in stages[only].needs:
-            if stages[name].state().get("status") != "finished":
-                hint = f"Use until={only}"
-                raise ConfigError("only", got=only, expected=f"stage '{name}', which it needs, finished", hint=hint)
-        return [stages[only]]
-    if until is None:
-        return list(stages.values())
-    wanted: set[str] = set()
-    queue = [until]
-    while queue:
-        name = queue.pop()
-        queue += stages[name].needs if name not in wanted else ()
-        wanted.add(name)
-    return [stage for name, stage in stages.items() if name in wanted and name != until] + [stages[until]]
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    paths: dict[str, Any] = _with_paths(plain, runs=str(cfg.paths.runs), cache=str(cfg.paths.cache))
+    return OmegaConf.create(paths)
 
 
 def run_stages(stages: Mapping[str, Stage], selected: Sequence[Stage], *, settings: list[str], name: str) -> None:
@@ -218,43 +123,16 @@ def run_stages(stages: Mapping[str, Stage], selected: Sequence[Stage], *, settin
         name: The pipeline's name.
     """
     configs = {stage.name: _stage_config(stage, settings) for stage in selected}
-    waiting = [stage for stage in selected if not _is_finished(stage, stages, configs[stage.name])]
+    waiting = [stage for stage in selected if not is_finished(stage, stages, configs[stage.name])]
     if len(waiting) > 1:
         # A single one checks itself, at once.
         for stage in waiting:
             _validate_stage(stage, configs[stage.name])
     for stage in selected:
-        if _is_finished(stage, stages, configs[stage.name]):
+        if is_finished(stage, stages, configs[stage.name]):
             log.info("stage %s: finished before, nothing to do (%s)", stage.name, stage.run_dir)
         else:
             _run_stage(stage, stages, settings, configs[stage.name], name)
-
-
-def stage_hash(stage: Stage, stages: Mapping[str, Stage], config: DictConfig | None) -> str:
-    """Names what a stage would do: its configuration, its inputs by content, and the version of this package.
-
-    Args:
-        stage: The stage.
-        stages: All stages, by name.
-        config: What its overrides compose to; ``None`` for ``report``.
-    """
-    inputs: dict[str, Any] = {name: stages[name].state().get("hash") for name in stage.needs}
-    for other, artefact in stage.references:
-        if artefact is not None:
-            # By content: a stage that ran again and made the same thing changes nothing behind it.
-            inputs.pop(other, None)
-            made = stages[other].state().get("artefacts", {})
-            inputs[f"{other}/{artefact}"] = made.get(artefact, {}).get("sha256")
-    plain = {} if config is None else OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    identity = {
-        "verb": stage.verb,
-        "config": {key: value for key, value in plain.items() if key not in _NOT_IDENTITY},
-        "arguments": stage.arguments if config is None else [],
-        "inputs": inputs,
-        "version": alignment.__version__,
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _settings(cfg: DictConfig) -> list[str]:
@@ -293,7 +171,7 @@ def _stage_config(stage: Stage, settings: list[str]) -> DictConfig | None:
     if stage.verb == "report":
         return None
     try:
-        return task_config(compose(stage.verb, _hydra_arguments(stage, settings, {})))
+        return task_config(compose(stage.verb, _hydra_arguments(stage, settings, _as_written)))
     except UserError as error:
         raise UserError(f"pipeline.stages.{stage.name}: {error}") from error
 
@@ -307,19 +185,14 @@ def _validate_stage(stage: Stage, config: DictConfig | None) -> None:
         raise UserError(f"pipeline.stages.{stage.name}: {error}") from error
 
 
-def _hydra_arguments(stage: Stage, settings: list[str], paths: Mapping[str, Path]) -> list[str]:
-    """Returns the overrides of a stage, each reference replaced by a quoted path as far as ``paths`` has it."""
-    replaced = [
-        _REFERENCE.sub(lambda found: quote(str(paths.get(found[0], found[0]))), text) for text in stage.arguments
-    ]
+def _hydra_arguments(stage: Stage, settings: list[str], replace: Callable[[str, str | None], str]) -> list[str]:
+    """Returns the overrides of a stage's process, each reference replaced by a quoted text."""
+    replaced = [with_references(text, lambda *name: quote(replace(*name))) for text in stage.arguments]
     return [*replaced, *settings, f"paths.run_dir={quote(str(stage.run_dir))}"]
 
 
-def _is_finished(stage: Stage, stages: Mapping[str, Stage], config: DictConfig | None) -> bool:
-    state = stage.state()
-    if state.get("status") != "finished" or state.get("hash") != stage_hash(stage, stages, config):
-        return False
-    return all((stage.run_dir / made["path"]).exists() for made in state["artefacts"].values())
+def _as_written(stage: str, artefact: str | None) -> str:
+    return f"stage://{stage}" if artefact is None else f"stage://{stage}/{artefact}"
 
 
 def _run_stage(
@@ -330,23 +203,32 @@ def _run_stage(
     if state and state.get("hash") != key:
         _set_aside(stage)
         state = {}
-    paths = {_reference(*reference): _resolve(stages, *reference) for reference in stage.references}
-    if stage.verb == "report":
-        replaced = [_REFERENCE.sub(lambda found: str(paths[found[0]]), text) for text in stage.arguments]
-        arguments = [*replaced, "--output", str(stage.run_dir / "report.html")]
-    else:
-        arguments = _hydra_arguments(stage, settings, paths)
-        if stage.verb == "train" and (stage.run_dir / "checkpoints" / "latest").exists():
-            arguments.append(f"resume={quote(str(stage.run_dir))}")
+    arguments = _arguments(stage, stages, settings)
     began = time.monotonic()
     write_json_atomic(stage.run_dir / STATE, {"hash": key, "status": "running", "artefacts": {}})
     log.info("stage %s: align %s %s", stage.name, stage.verb, " ".join(stage.arguments))
     code = _run_child(stage, arguments, name)
     if code != 0:
         _fail(stage, key, code)
-    artefacts = {entry: _describe(stage.run_dir, path) for entry, path in _made(stage).items()}
+    artefacts = {entry: fingerprint(stage.run_dir, path) for entry, path in _made(stage).items()}
     write_json_atomic(stage.run_dir / STATE, {"hash": key, "status": "finished", "artefacts": artefacts})
     log.info("stage %s: done in %.0f s", stage.name, time.monotonic() - began)
+
+
+def _arguments(stage: Stage, stages: Mapping[str, Stage], settings: list[str]) -> list[str]:
+    def path(other: str, artefact: str | None) -> str:
+        return str(locate(stages, other, artefact))
+
+    if stage.verb == "report":
+        return [*(with_references(text, path) for text in stage.arguments), "--output", str(_report(stage))]
+    arguments = _hydra_arguments(stage, settings, path)
+    if stage.verb == "train" and (stage.run_dir / "checkpoints" / "latest").exists():
+        arguments.append(f"resume={quote(str(stage.run_dir))}")
+    return arguments
+
+
+def _report(stage: Stage) -> Path:
+    return stage.run_dir / "report.html"
 
 
 def _run_child(stage: Stage, arguments: list[str], name: str) -> int:
@@ -383,28 +265,13 @@ def _set_aside(stage: Stage) -> None:
     previous = stage.run_dir.with_name(f"{stage.name}.previous")
     shutil.rmtree(previous, ignore_errors=True)
     stage.run_dir.rename(previous)
-    log.info("stage %s: its configuration or its inputs have changed; what it made before is in %s", stage.name, previous)
-
-
-def _reference(stage: str, artefact: str | None) -> str:
-    return f"stage://{stage}" if artefact is None else f"stage://{stage}/{artefact}"
-
-
-def _resolve(stages: Mapping[str, Stage], stage: str, artefact: str | None) -> Path:
-    return stages[stage].run_dir if artefact is None else stages[stage].artefact(artefact)
+    log.info(
+        "stage %s: its configuration or its inputs have changed; what it made before is in %s", stage.name, previous
+    )
 
 
 def _made(stage: Stage) -> dict[str, str]:
     if stage.verb == "report":
-        return {"report": "report.html"}
+        return {"report": _report(stage).name}
     manifest = json.loads((stage.run_dir / "manifest.json").read_text(encoding="utf-8"))
     return manifest.get("artefacts") or {}
-
-
-def _describe(run_dir: Path, relative: str) -> dict[str, str]:
-    path = run_dir / relative
-    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for item in files:
-        digest.update(f"{item.relative_to(run_dir)} {hash_file(item)}\n".encode())
-    return {"path": relative, "sha256": digest.hexdigest()}

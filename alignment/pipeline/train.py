@@ -18,18 +18,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from alignment.data.datamodule import DataModule
 from alignment.data.encoding import tokenizer_hash
+from alignment.diagnostics.progress import shown_metrics
 from alignment.methods.base import Method, Parts
 from alignment.models.bundle import ModelBundle
 from alignment.models.export import export
 from alignment.models.logprob_model import num_parameters
 from alignment.models.memory import available_bytes, count_parameters, plan_memory, require_memory
 from alignment.pipeline.card import model_card
-from alignment.pipeline.artifacts import resolve_artifacts
+from alignment.pipeline.graph import resolve_artifacts
 from alignment.pipeline.manifest import Manifest, recorded, start_values
 from alignment.pipeline.resume import Resume, find_resume
 from alignment.types import Role
 from alignment.utils.launch import job_argv
-from alignment.utils.logs import log_to
+from alignment.utils.logs import log_to, quiet_libraries
 from alignment.utils.redact import save_config
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> float | None:
     Returns:
         The value of the metric that ``objective`` names, for sweepers that optimise; ``None`` without one.
     """
+    quiet_libraries()
     resume = find_resume(cfg, run_dir)
     if resume.finished:
         log.info("%s is already finished: nothing to do (resume=null trains anew)", resume.run_dir)
@@ -201,7 +203,13 @@ def _finish(cfg: DictConfig, run_dir: Path, method: Method, trainer: pl.Trainer,
         )
         trainer.strategy.barrier()
         manifest.update(artefacts={"model": "model"})
+        log.info("model: %s", run_dir / "model")
+    log.info("run: %s  %s  (report: align report %s)", run_dir, _headline(metrics), run_dir)
     return _objective(cfg, metrics)
+
+
+def _headline(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{label} {value}" for label, value in shown_metrics(metrics).items())
 
 
 def _objective(cfg: DictConfig, metrics: dict[str, float]) -> float | None:

@@ -14,7 +14,7 @@ from alignment.report.read import Run
 ABSENT = "(absent)"
 UNKNOWN = "(config unknown)"
 # Keys that never make two runs different experiments.
-PLACES = ("paths.", "hydra.", "logger.", "resume", "name")
+PLACES = ("paths.", "hydra.", "logger.", "callbacks.", "resume", "name")
 MAX_KEYS_IN_LABEL = 3
 
 
@@ -62,18 +62,13 @@ def compare(runs: list[Run]) -> Comparison:
         for run, flat in zip(runs, flats, strict=True)
     ]
     distinct = list(dict.fromkeys(keys))
-    names = {
-        key: _group_label(key, swept, [runs[i] for i, k in enumerate(keys) if k == key]) for key in distinct
-    }
+    names = {key: _group_label(key, swept, [runs[i] for i, k in enumerate(keys) if k == key]) for key in distinct}
     if swept and len(swept) <= MAX_KEYS_IN_LABEL:
         distinct.sort(key=lambda key: [_value_key(value) for value in key])
     groups = [
-        Group(index, names[key], tuple(i for i, k in enumerate(keys) if k == key))
-        for index, key in enumerate(distinct)
+        Group(index, names[key], tuple(i for i, k in enumerate(keys) if k == key)) for index, key in enumerate(distinct)
     ]
-    labels = _unique(
-        [_run_label(runs[i], names[keys[i]], keys.count(keys[i])) for i in range(len(runs))], runs
-    )
+    labels = _unique([_run_label(runs[i], names[keys[i]], keys.count(keys[i])) for i in range(len(runs))], runs)
     return Comparison(groups, labels, [distinct.index(key) for key in keys], differing, swept)
 
 
@@ -124,15 +119,15 @@ def _differing(flats: list[dict[str, str]]) -> dict[str, list[str]]:
 
 
 def _group_label(key: tuple[str, ...], swept: list[str], members: list[Run]) -> str:
-    if key[0:1] == (UNKNOWN,):
-        return members[0].name
-    if 0 < len(swept) <= MAX_KEYS_IN_LABEL:
+    is_known = key[0:1] != (UNKNOWN,)
+    if is_known and 0 < len(swept) <= MAX_KEYS_IN_LABEL:
         short = _short_names(swept)
         return ", ".join(f"{name}={value}" for name, value in zip(short, key, strict=True))
-    if not swept and len(members) > 1:
+    if is_known and not swept:
         return str(members[0].manifest.get("name") or members[0].name)
     overrides = [item for item in _overrides(members[0]) if not is_seed(item.partition("=")[0].lstrip("+~"))]
-    if swept and 0 < len(overrides) <= MAX_KEYS_IN_LABEL:
+    is_job = members[0].path.name.isdigit()
+    if is_job and 0 < len(overrides) <= MAX_KEYS_IN_LABEL:
         return ", ".join(overrides)
     return members[0].name
 
@@ -152,9 +147,11 @@ def _short_names(keys: list[str]) -> list[str]:
     return [key.rpartition(".")[2] if leaves[key.rpartition(".")[2]] == 1 else key for key in keys]
 
 
-def _run_label(run: Run, group_label: str, num_members: int) -> str:
+def _run_label(run: Run, group_label: str, members: list[Run]) -> str:
     seed = seed_of(run)
-    return f"{group_label} · seed {seed}" if num_members > 1 and seed is not None else group_label
+    if group_label in {member.name for member in members}:
+        return run.name  # the group is called after a folder, and every run has its own
+    return f"{group_label} · seed {seed}" if len(members) > 1 and seed is not None else group_label
 
 
 def seed_of(run: Run) -> int | None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from alignment.utils.errors import UserError
 
-MARKS = ("manifest.json", "config.yaml", "metrics", "evaluations.jsonl", "train.log")
-NEVER_ENTERED = ("checkpoints", "model", "samples", "metrics")
+# What only a run has, and what a pipeline's own folder may have too.
+SURE_MARKS = ("metrics", "evaluations.jsonl", "train.log")
+MARKS = (*SURE_MARKS, "manifest.json", "config.yaml", "error.log")
+NEVER_ENTERED = ("checkpoints", "model", "samples", "metrics", "wandb")  # W&B's folders hold a config.yaml
 MAX_DEPTH = 3
 
 
@@ -22,13 +24,11 @@ class Found:
         root: What the runs' names are relative to, and where the report goes by default.
         runs: Run folders in the order in which the page shows them.
         empty: Numbered job folders without any file of a run.
-        containers: Folders that hold runs and have a manifest of their own (a pipeline's).
     """
 
     root: Path
     runs: list[Path]
     empty: list[Path]
-    containers: list[Path]
 
 
 def find_runs(paths: list[Path]) -> Found:
@@ -40,25 +40,14 @@ def find_runs(paths: list[Path]) -> Found:
     if not paths:
         raise UserError("report: got no path, expected one or more run folders, or a multirun folder")
     runs: list[Path] = []
-    empty: list[Path] = []
-    containers: list[Path] = []
     for path in paths:
-        folder = _existing_folder(path)
-        below = _runs_below(folder, MAX_DEPTH)
-        if below:
-            runs.extend(_in_order(below))
-            parents = dict.fromkeys(
-                parent for run in below for parent in run.parents if parent.is_relative_to(folder)
-            )
-            containers.extend(parent for parent in parents if (parent / "manifest.json").is_file())
-            empty.extend(_empty_jobs(below))
-        elif _is_run(folder):
-            runs.append(folder)
-        else:
-            raise UserError(_nothing_found(path, folder))
+        found = _runs_in(_existing_folder(path), MAX_DEPTH)
+        if not found:
+            raise UserError(_nothing_found(path))
+        runs.extend(_in_order(found))
     runs = list(dict.fromkeys(runs))
     root = _existing_folder(paths[0]) if len(paths) == 1 else _common_parent(runs)
-    return Found(root, runs, list(dict.fromkeys(empty)), list(dict.fromkeys(containers)))
+    return Found(root, runs, _empty_jobs(runs))
 
 
 def run_name(run: Path, root: Path) -> str:
@@ -68,29 +57,30 @@ def run_name(run: Path, root: Path) -> str:
 
 def _existing_folder(path: Path) -> Path:
     if not path.exists():
-        raise UserError(
-            f"{path}: no such folder; give a run folder, a multirun folder or a pipeline's folder"
-        )
+        raise UserError(f"{path}: no such folder; give a run folder, a multirun folder or a pipeline's folder")
     if not path.is_dir():
         raise UserError(f"{path}: is a file; give the run folder that it lies in ({path.parent})")
     return path.resolve()
 
 
-def _is_run(folder: Path) -> bool:
-    return any((folder / mark).exists() for mark in MARKS)
+def _runs_in(folder: Path, depth: int) -> list[Path]:
+    """Returns the folder if it is a run, else the runs below it, else the folder if it may have been a run.
 
-
-def _runs_below(folder: Path, depth: int) -> list[Path]:
-    """Returns the run folders strictly below ``folder``; a run's own folders are not entered."""
-    if depth == 0:
-        return []
+    A pipeline's folder has a manifest like a run's, but runs in it; links are not followed, so that a
+    ``latest`` beside a run does not show it twice.
+    """
+    if _has(folder, SURE_MARKS):
+        return [folder]
     found: list[Path] = []
-    for child in sorted(folder.iterdir()):
-        if not child.is_dir() or child.name.startswith(".") or child.name in NEVER_ENTERED:
-            continue
-        below = _runs_below(child, depth - 1)
-        found.extend(below or ([child] if _is_run(child) else []))
-    return found
+    for child in sorted(folder.iterdir()) if depth else ():
+        is_hidden = child.name.startswith(".") or child.name in NEVER_ENTERED
+        if child.is_dir() and not child.is_symlink() and not is_hidden:
+            found.extend(_runs_in(child, depth - 1))
+    return found or ([folder] if _has(folder, MARKS) else [])
+
+
+def _has(folder: Path, marks: tuple[str, ...]) -> bool:
+    return any((folder / mark).exists() for mark in marks)
 
 
 def _empty_jobs(runs: list[Path]) -> list[Path]:
@@ -100,7 +90,7 @@ def _empty_jobs(runs: list[Path]) -> list[Path]:
         child
         for parent in parents
         for child in sorted(parent.iterdir(), key=lambda child: natural_key(child.name))
-        if child.is_dir() and child.name.isdigit() and child not in runs and not _is_run(child)
+        if child.is_dir() and child.name.isdigit() and child not in runs and not _has(child, MARKS)
     ]
 
 
@@ -135,8 +125,8 @@ def _common_parent(runs: list[Path]) -> Path:
     return max(set.intersection(*parents), key=lambda parent: len(parent.parts))
 
 
-def _nothing_found(path: Path, folder: Path) -> str:
-    there = sorted(child.name + ("/" if child.is_dir() else "") for child in folder.iterdir())
+def _nothing_found(path: Path) -> str:
+    there = sorted(child.name + ("/" if child.is_dir() else "") for child in path.iterdir())
     shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
     return (
         f"{path}: no run here. Looked for {', '.join(MARKS)} in it and in its sub-folders, {MAX_DEPTH} levels deep; "

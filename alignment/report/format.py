@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from alignment.report.read import Interval
 
-MISSING = "–"  # noqa: RUF001 an en dash stands for "not measured"
-MINUS = "−"  # noqa: RUF001 a true minus is as wide as a plus
+MISSING = "–"  # an en dash: not measured
+MINUS = "−"  # as wide as a plus, unlike a hyphen
 MIB = 1024**2
 GIB = 1024**3
 
@@ -45,7 +45,7 @@ def decimals_for(intervals: Iterable[Interval | None]) -> int:
     widths = [width for width in widths if math.isfinite(width) and width > 0]
     if not widths:
         return 3
-    return min(4, max(0, 1 - math.floor(math.log10(widths[len(widths) // 2]))))
+    return min(3, max(0, 1 - math.floor(math.log10(widths[len(widths) // 2]))))
 
 
 def bounds(interval: Interval | None, decimals: int) -> str:

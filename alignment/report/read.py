@@ -84,6 +84,7 @@ class Run:
         samples: Step to samples, for the first and the last step that have any.
         warnings: In the order in which they were written.
         log_tail: The last lines of train.log.
+        error_tail: The last lines of error.log, the traceback of a failed run.
         last_written: The latest change of a file that grows during a run, seconds since the epoch.
         problems: What could not be read: file, line, reason.
     """
@@ -98,6 +99,7 @@ class Run:
     samples: dict[int, list[Sample]]
     warnings: list[MonitorWarning]
     log_tail: str
+    error_tail: str
     last_written: float
     problems: list[str] = field(default_factory=list)
 
@@ -105,18 +107,22 @@ class Run:
 def read_run(path: Path, *, name: str) -> Run:
     """Reads one run folder."""
     problems: list[str] = []
+    manifest = read_manifest(path / "manifest.json", problems)
+    # A job that failed before it had a configuration is no damaged run: its error says what happened.
+    is_expected = (path / "config.yaml").is_file() or manifest.get("status") != "failed"
     curves, num_versions = read_metrics(path / "metrics", problems)
     return Run(
         path=path,
         name=name,
-        manifest=read_manifest(path / "manifest.json", problems),
-        config=read_config(path / "config.yaml", problems),
+        manifest=manifest,
+        config=read_config(path / "config.yaml", problems) if is_expected else {},
         curves=curves,
         num_versions=num_versions,
         evaluations=read_evaluations(path / "evaluations.jsonl", problems),
         samples=read_samples(path / "samples", problems),
         warnings=read_warnings(path / "warnings.jsonl", problems),
         log_tail=read_log_tail(path / "train.log"),
+        error_tail=read_log_tail(path / "error.log"),
         last_written=last_written(path),
         problems=problems,
     )
@@ -230,9 +236,7 @@ def read_jsonl(path: Path, shown: str, problems: list[str]) -> list[tuple[int, d
             if isinstance(value, dict):
                 good.append((number, value))
             else:
-                bad.append(
-                    f"{shown}:{number}: {type(value).__name__}, expected an object; the line is left out"
-                )
+                bad.append(f"{shown}:{number}: {type(value).__name__}, expected an object; the line is left out")
     problems.extend(_shorten(bad))
     return good
 
@@ -307,7 +311,7 @@ def read_warnings(path: Path, problems: list[str]) -> list[MonitorWarning]:
 
 
 def read_log_tail(path: Path) -> str:
-    """Returns the last lines of a log, whatever its size."""
+    """Returns the last lines of a log, whatever its size; an empty text where there is none."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
@@ -318,8 +322,9 @@ def read_log_tail(path: Path) -> str:
 
 def last_written(path: Path) -> float:
     """Returns when the run last wrote to a file that grows, in seconds since the epoch."""
-    growing = ("manifest.json", "train.log", "evaluations.jsonl", "warnings.jsonl", "metrics/version_*/*.csv")
-    return max((file.stat().st_mtime for pattern in growing for file in path.glob(pattern)), default=0.0)
+    growing = ("manifest.json", "train.log", "evaluations.jsonl", "warnings.jsonl")
+    files = [path / name for name in growing] + list(path.glob("metrics/version_*/*.csv"))
+    return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
 
 
 def real(value: object) -> float | None:

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from alignment.report.compare import Comparison
+from alignment.report.compare import Comparison, seed_of
 from alignment.report.format import duration
+from alignment.report.names import section
 from alignment.report.read import Evaluation, Interval, Run, real, whole
 from alignment.report.statistics import mean_interval
 
@@ -15,6 +16,8 @@ REWARD = "reward/total"
 KL = "kl/policy_start_nats"
 LENGTH = "length/completion_tokens"
 WIN_RATE = "win_rate/against_start"
+GAIN = "reward/gain_against_start"
+LOG_RATIO = "log_ratio/policy_start_nats"
 # A run that says "running" and has not written for this long has very likely been killed.
 SILENT_SECONDS = 1800.0
 
@@ -30,6 +33,8 @@ class Summary:
         start: The evaluation before the first update.
         final: The last evaluation.
         step: The last step that was logged or evaluated.
+        seconds: Time spent training.
+        wall_seconds: Time from start to end, loading and evaluations included.
     """
 
     run: Run
@@ -43,6 +48,7 @@ class Summary:
     tokens_generated: int | None
     updates: int | None
     seconds: float | None
+    wall_seconds: float | None
     peak_memory_bytes: float | None
 
     def final_metric(self, name: str) -> Interval | None:
@@ -56,13 +62,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """A configuration over its seeds: means of the final values with t intervals over seeds."""
+    """A configuration over its seeds: means of the final values with t intervals over seeds.
+
+    A seed that was run twice counts once, with its last finished run: two runs of one seed are no
+    independent draws.
+    """
 
     label: str
     index: int
-    names: list[str]
     num_finished: int
-    num_runs: int
+    num_seeds: int
     reward: Interval | None
     kl: Interval | None
     length: Interval | None
@@ -78,10 +87,9 @@ def summarise(run: Run, *, now: float) -> Summary:
     """
     status, note = _status(run, now)
     start, final = _start_and_final(run)
-    budget = run.manifest.get("budget")
-    budget = budget if isinstance(budget, dict) else {}
+    budget = {name: _budget(run, name) for name in ("prompts", "tokens_trained", "tokens_generated", "seconds")}
+    in_manifest = section(run, "budget")
     last_logged = [steps[-1] for steps, _ in run.curves.values()]
-    seconds = real(budget.get("seconds"))
     return Summary(
         run=run,
         status=status,
@@ -89,28 +97,35 @@ def summarise(run: Run, *, now: float) -> Summary:
         start=start,
         final=final,
         step=max([*last_logged, *(evaluation.step for evaluation in run.evaluations)], default=None),
-        prompts=whole(budget.get("prompts")),
-        tokens_trained=whole(budget.get("tokens_trained")),
-        tokens_generated=whole(budget.get("tokens_generated")),
-        updates=whole(budget.get("updates")),
-        seconds=real(run.manifest.get("seconds")) if seconds is None else seconds,
-        peak_memory_bytes=real(budget.get("peak_memory_bytes")),
+        prompts=whole(budget["prompts"]),
+        tokens_trained=whole(budget["tokens_trained"]),
+        tokens_generated=whole(budget["tokens_generated"]),
+        updates=whole(in_manifest.get("updates", max(last_logged, default=None))),
+        seconds=budget["seconds"],
+        wall_seconds=real(run.manifest.get("seconds")),
+        peak_memory_bytes=real(in_manifest.get("peak_memory_bytes")),
     )
+
+
+def _budget(run: Run, name: str) -> float | None:
+    """Returns what a run used: the manifest says it at the end, the last logged value until then."""
+    value = real(section(run, "budget").get(name))
+    _, logged = run.curves.get(f"train/budget/{name}", ([], []))
+    return logged[-1] if value is None and logged else value
 
 
 def _start_and_final(run: Run) -> tuple[Evaluation | None, Evaluation | None]:
     """Returns the evaluation before the first update, and the last one if it is another."""
-    starts = [
-        evaluation for evaluation in run.evaluations if evaluation.step == 0 or evaluation.policy == "start"
-    ]
-    others = [evaluation for evaluation in run.evaluations if evaluation not in starts[:1]]
-    return (starts[0] if starts else None), (others[-1] if others else None)
+    is_training = run.manifest.get("verb") != "evaluate"
+    start = next((e for e in run.evaluations if e.policy.startswith("start") or (is_training and e.step == 0)), None)
+    others = [evaluation for evaluation in run.evaluations if evaluation is not start]
+    return start, (others[-1] if others else None)
 
 
 def _status(run: Run, now: float) -> tuple[str, str]:
-    status = str(run.manifest.get("status") or "unknown")
-    error = str(run.manifest.get("error") or "").strip()
-    if error:
+    status = str(run.manifest.get("status") or ("failed" if run.error_tail else "unknown"))
+    error = str(run.manifest.get("error") or run.error_tail).strip()
+    if error and status != "finished":
         return status, error.splitlines()[-1].strip()
     if status != "running":
         return status, ""
@@ -126,14 +141,12 @@ def _status(run: Run, now: float) -> tuple[str, str]:
 
 def group_rows(summaries: list[Summary], comparison: Comparison) -> list[GroupRow]:
     """Returns a row for each configuration; only finished runs enter its means."""
-    return [
-        _group_row(group.label, group.index, [summaries[i] for i in group.members])
-        for group in comparison.groups
-    ]
+    return [_group_row(group.label, group.index, [summaries[i] for i in group.members]) for group in comparison.groups]
 
 
 def _group_row(label: str, index: int, members: list[Summary]) -> GroupRow:
-    finished = [member for member in members if member.status == "finished"]
+    by_seed = {seed_of(member.run): member for member in members if member.status == "finished"}
+    finished = list(by_seed.values())
 
     def over_seeds(metric: str) -> Interval | None:
         finals = [member.final_metric(metric) for member in finished]
@@ -142,9 +155,8 @@ def _group_row(label: str, index: int, members: list[Summary]) -> GroupRow:
     return GroupRow(
         label=label,
         index=index,
-        names=[member.run.name for member in members],
         num_finished=len(finished),
-        num_runs=len(members),
+        num_seeds=len({seed_of(member.run) for member in members}),
         reward=over_seeds(REWARD),
         kl=over_seeds(KL),
         length=over_seeds(LENGTH),

@@ -84,14 +84,12 @@ class HFEngine:
     ) -> Rollout:
         stopped = token_ids[-1] in stop_ids
         text_ids = token_ids[:-1] if stopped else token_ids
-        completion = self.tokenizer.decode(list(text_ids), skip_special_tokens=True)
-        assert isinstance(completion, str)
         return Rollout(
             prompt_id=prompt.id,
             prompt=prompt.prompt,
             prompt_ids=prompt.prompt_ids,
             completion_ids=token_ids,
-            completion=completion,
+            completion=completion_text(self.tokenizer, prompt.prompt_ids, text_ids),
             finish_reason="stop" if stopped else "length",
             sample=sample,
             answer=prompt.answer,
@@ -119,7 +117,6 @@ def decode(
 
     device = model.device
     input_ids, mask = left_padded(prompts, device=device)
-    padded = not bool(mask.all())
     position_ids = (mask.cumsum(1) - 1).clamp_min(0)
     cache = DynamicCache(config=model.config)
     noise = torch.from_numpy(np.stack(uniforms)).to(device)
@@ -130,7 +127,7 @@ def decode(
     for step in range(sampling.max_new_tokens):
         output = model(
             input_ids=input_ids,
-            attention_mask=mask if padded else None,
+            attention_mask=mask,
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
@@ -199,6 +196,17 @@ def left_padded(
     return ids, mask
 
 
+def completion_text(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+    """Returns what a completion adds to its prompt's text, a space at its beginning included.
+
+    A tokenizer that writes a word's space into its first token drops that space from the first word of
+    whatever it decodes: a completion that is decoded alone would stick to its prompt.
+    """
+    before, whole = _text(tokenizer, prompt_ids), _text(tokenizer, [*prompt_ids, *ids])
+    # A character whose bytes are spread over prompt and completion makes the beginnings differ.
+    return whole.removeprefix(before) if whole.startswith(before) else _text(tokenizer, ids)
+
+
 def context_tokens(model: PreTrainedModel) -> int | None:
     """Returns the most tokens that a model can read, or ``None`` where its configuration names no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -221,3 +229,9 @@ def _uniforms(prompt: TokenPrompt, sample: int, sampling: Sampling) -> np.ndarra
     name = f"{sampling.seed}/{sample}/{prompt.id}".encode("utf-8", "surrogatepass")
     entropy = int.from_bytes(hashlib.sha256(name).digest())
     return np.random.default_rng(entropy).random(sampling.max_new_tokens)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    text = tokenizer.decode(list(ids), skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text

@@ -73,12 +73,20 @@ def redact(value: Any) -> Any:
 
 def redacted(cfg: DictConfig) -> DictConfig:
     """Returns a resolved copy of a configuration with its secrets replaced."""
-    return OmegaConf.create(redact(OmegaConf.to_container(cfg, resolve=True)))
+    plain: dict[str, Any] = redact(OmegaConf.to_container(cfg, resolve=True))
+    return OmegaConf.create(plain)
 
 
 def save_config(cfg: DictConfig, path: Path) -> None:
     """Writes a configuration as YAML, resolved and without its secrets."""
     write_text_atomic(path, OmegaConf.to_yaml(redacted(cfg)))
+
+
+def redact_file(path: Path) -> None:
+    """Replaces the secrets in a YAML file that another program has written; nothing happens without the file."""
+    if path.is_file():
+        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        write_text_atomic(path, OmegaConf.to_yaml(OmegaConf.create(redact(plain))))
 
 
 def _redact_entry(key: str, value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment.data.readers import MAX_NESTING, check_nesting, list_files, parse_json, read_rows
@@ -91,6 +91,8 @@ GOOD = '{"prompt": "Q", "chosen": "a", "rejected": "b"}'
         ('{"prompt": "Q", "chosen": "a", "rejected": "b", "margin": NaN}', "NaN or Inf"),
         ('{"prompt": "Q", "chosen": "a", "rejected": "b", "margin": -Infinity}', "NaN or Inf"),
         ('{"prompt": "Q", "chosen": "a", "rejected": "b", "margin": 1e999}', "NaN or Inf"),
+        ('{"prompt": "Q", "chosen": "a", "rejected": "b", "unused": NaN}', "NaN or Inf: found NaN"),
+        ('{"prompt": "Q", "chosen": "a", "rejected": "b", "unused": -1e999}', "NaN or Inf: -1e999 overflows"),
         ('{"prompt": "Q", "chosen": "a\\ud800", "rejected": "b"}', "lone surrogate"),
         ('{"prompt": "Q\\udfff", "chosen": "a", "rejected": "b"}', "lone surrogate"),
         ('{"prompt": "Q", "chosen": "a", "rejected": "b", "x": ' + "[" * 40 + "]" * 40 + "}", "nested too deeply"),
@@ -142,7 +144,12 @@ def test_brackets_in_strings_do_not_nest() -> None:
     assert parse_json(json.dumps({"a": '[" ' * 100}).encode()) == {"a": '[" ' * 100}
 
 
-@given(st.recursive(st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@settings(max_examples=40, deadline=None)
+@given(
+    st.recursive(
+        st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
 def test_nesting_agrees_with_a_count(value: Any) -> None:
     def depth(item: Any) -> int:
         inside = item.values() if isinstance(item, dict) else item if isinstance(item, list) else None

@@ -164,3 +164,4 @@ def test_iterating_leaves_the_random_state_alone(
     before = torch.get_rng_state()
     list(loader)
     assert torch.equal(torch.get_rng_state(), before)
+    data.teardown("fit")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hydra.utils import instantiate
@@ -89,8 +90,10 @@ def test_label_noise_is_bradley_terrys_and_flips_the_margin():
     assert other.records != pairs.records
 
 
-def test_written_pairs_are_read_back_by_the_data_layer(tmp_path):
-    pairs = pair([*group("a", (0.2, "low é"), (0.9, "high\n2")), *group("b", (0.0, "x"), (1.0, "y"))])
+@pytest.mark.parametrize("prompt", ["Once", [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]])
+def test_written_pairs_are_read_back_by_the_data_layer(tmp_path, prompt):
+    judged = [*group("a", (0.2, "low é"), (0.9, "high\n2")), *group("b", (0.0, "x"), (1.0, "y"))]
+    pairs = pair([(total, replace(rollout, prompt=prompt)) for total, rollout in judged])
     path = tmp_path / "run" / "pairs.jsonl"
     write_pairs(pairs, path)
     assert [json.loads(line)["id"] for line in path.read_text(encoding="utf-8").splitlines()] == ["a", "b"]

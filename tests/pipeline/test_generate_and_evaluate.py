@@ -16,7 +16,7 @@ from alignment.data.sources import FileSource
 from alignment.data.worlds.tokenizer import world_tokenizer
 from alignment.pipeline import evaluate, generate
 from alignment.pipeline.inference import one_device, start_model
-from alignment.utils.errors import ConfigError
+from alignment.utils.errors import ConfigError, UserError
 
 SMALL = ["rollout.sampling.max_new_tokens=6", "rollout.sampling.batch_size=16", "data.train.num_records=24",
          "data.validation.num_records=12", "num_prompts=5"]  # fmt: skip
@@ -30,7 +30,10 @@ def save_model(folder: Path, *, seed: int) -> Path:
         num_key_value_heads=2, max_position_embeddings=128, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, initializer_range=0.3,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    # A model that knows nothing seldom draws one token: with many of them completions end at different lengths.
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(300, 500)]
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -78,6 +81,16 @@ def test_generate_writes_rollouts_pairs_and_manifest(models, tmp_path):
     assert manifest["model"]["source"] == str(models[0])
     # Pairs train as they are: the data layer reads them, tokens and all.
     assert len(FileSource(path=str(run_dir / "pairs.jsonl")).load()) == len(pairs)
+
+
+def test_generate_without_any_pair_says_why(models, tmp_path):
+    cfg = configured("generate", tmp_path, f"model.path={models[0]}", "reward=length", "pairing=best_worst",
+                     "rollout.sampling.num_samples=2", "rollout.sampling.max_new_tokens=1")  # fmt: skip
+    with pytest.raises(UserError, match="none of 5 prompts gave a pair: 5 x tied rewards"):
+        generate.run(cfg, tmp_path / "run", [])
+    assert len(lines(tmp_path / "run" / "rollouts.jsonl")) == 10
+    assert not (tmp_path / "run" / "pairs.jsonl").exists()
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "failed"
 
 
 def test_generate_takes_held_out_prompts_that_no_training_prompt_equals(models, tmp_path):
@@ -149,10 +162,14 @@ def test_evaluate_without_a_start_has_no_kl(models, tmp_path):
     assert not {"kl/policy_start_nats", "win_rate/against_start", "reward/total"} & line["metrics"].keys()
 
 
-def test_a_model_without_a_path_has_no_start(models, tmp_path):
-    cfg = configured("evaluate", tmp_path, "model=world_init", f"start.path={models[1]}")
+def test_the_start_is_the_same_kind_of_model_from_another_path():
+    cfg = OmegaConf.create(
+        {"model": {"path": "a", "revision": "x", "dtype": "float32"}, "start": {"path": "b", "revision": None}}
+    )
+    assert start_model(cfg) == {"path": "b", "revision": None, "dtype": "float32"}
+    fresh = OmegaConf.create({"model": {"architecture": "llama"}, "start": {"path": "b", "revision": None}})
     with pytest.raises(ConfigError, match=r"start\.path: .*the model has no path"):
-        start_model(cfg)
+        start_model(fresh)
 
 
 def test_the_hardware_group_means_one_device():

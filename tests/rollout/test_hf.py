@@ -8,13 +8,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from alignment.data.collate import TokenSequence, token_batch
 from alignment.data.worlds.tokenizer import world_tokenizer
 from alignment.models.logprob_model import LogprobModel
 from alignment.rollout.engine import EncodedPrompt, encoded_prompts
-from alignment.rollout.hf import HFEngine, decode, draw, end_of_sequence_ids, filtered, plain
+from alignment.rollout.hf import HFEngine, completion_text, decode, draw, end_of_sequence_ids, filtered, plain
 from alignment.types import PromptBatch, Sampling
 from alignment.utils.errors import ConfigError, UserError
 
@@ -155,8 +163,13 @@ def test_t14_t38_dropout_is_off_and_modes_and_random_state_are_left_alone(tokeni
     assert first == engine(model, tokenizer).generate(prompts, SAMPLING)
 
 
-def test_nothing_is_printed_or_warned(tokenizer, prompts, recwarn, capfd, caplog):
-    engine(tiny("llama"), tokenizer).generate(prompts, SAMPLING)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_nothing_is_printed_or_warned(family, tokenizer, recwarn, capfd, caplog):
+    # Prompts of one length that hold the padding token: transformers warns about such input without a mask.
+    model = tiny(family)
+    model.config.pad_token_id = 0
+    prompts = [EncodedPrompt(str(i), "x", (1, i, 0)) for i in range(3)]
+    engine(model, tokenizer).generate(prompts, SAMPLING)
     printed = capfd.readouterr()
     assert (printed.out, printed.err, list(recwarn), caplog.records) == ("", "", [], [])
 
@@ -251,6 +264,23 @@ def test_prompts_of_a_batch_leave_fillers_out():
         counts={"records": 1.0},
     )
     assert encoded_prompts(batch) == [EncodedPrompt("a", "x", (1, 4), {"answer": 3})]
+
+
+def test_the_space_between_prompt_and_completion_is_kept():
+    words = {"▁once": 0, "▁upon": 1, "▁a": 2, "<s>": 3, "</s>": 4, "<unk>": 5}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    assert tokenizer.decode([1, 2]) == "upon a"
+    assert completion_text(tokenizer, (3, 0), (1, 2)) == " upon a"
+    assert completion_text(tokenizer, (3,), (1, 2)) == "upon a"
+
+
+def test_a_character_over_the_border_is_decoded_alone(tokenizer):
+    ids = tokenizer("é")["input_ids"]
+    assert len(ids) == 2
+    assert completion_text(tokenizer, (1, ids[0]), (ids[1],)) == tokenizer.decode([ids[1]])
+    assert completion_text(tokenizer, tuple(tokenizer("a")["input_ids"]), tuple(ids)) == "é"
 
 
 def test_a_peft_model_samples_with_its_adapter(tokenizer, prompts):

@@ -1,0 +1,121 @@
+"""Every file of conf/ and sweeps/ composes, is valid, and none is left out."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from alignment.cli.help import head_comment
+from alignment.config.compose import compose, task_config
+from alignment.config.paths import conf_dir, sweeps_dir
+from alignment.config.validate import validate
+
+# What else must be chosen for a file to be part of something that can run.
+WITH = {
+    "data/demonstrations": ["method=sft"],
+    "data/world_demonstrations": ["method=sft"],
+    "model/world_init": ["method=sft", "data=world_demonstrations"],
+    "reference/adapter_off": ["adapter=lora"],
+    "reference/none": ["method=sft"],
+}
+VERBS = ("train", "evaluate", "generate")
+
+
+def _files() -> list[str]:
+    conf = [path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml")]
+    sweeps = [path.relative_to(sweeps_dir()) for path in sweeps_dir().rglob("*.yaml")]
+    return sorted(str(path.with_suffix("")) for path in [*conf, *sweeps])
+
+
+FILES = _files()
+
+
+def _verb(group: str) -> str:
+    if group == "pipeline":
+        return "pipeline"
+    if group == "":
+        return "train"
+    for verb in VERBS:
+        text = (conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8")
+        entries = [key.split()[-1] for entry in yaml.safe_load(text)["defaults"] if entry != "_self_" for key in entry]
+        if group in entries:
+            return verb
+    return "train"
+
+
+def _request(name: str) -> tuple[str, list[str]] | None:
+    """Returns the verb and the overrides that take a file in."""
+    group, _, choice = name.rpartition("/")
+    if group == "" and name != "pipeline":
+        return name, []
+    if name == "pipeline":
+        return "pipeline", ["pipeline=quickstart"]
+    if group in ("hydra", "hydra/job_logging", "hydra/hydra_logging"):
+        return "train", [f"{group}={choice}"]
+    if group in ("sweep", "model_optim"):
+        extra = [f"+sweep={choice}"] if group == "sweep" else [f"model={choice}"]
+        return "train", [*extra, *WITH.get(name.replace("model_optim", "model"), [])]
+    if group == "wandb":
+        return None
+    verb = _verb(group)
+    return verb, [f"{group}={choice}", *WITH.get(name, [])]
+
+
+def _composed(verb: str, overrides: list[str]) -> DictConfig:
+    """Composes with something in the place of every value that the user must give."""
+    cfg = compose(verb, overrides)
+    with open_dict(cfg):
+        cfg.pop("hydra")
+    given = [f"{key}=given" for key in OmegaConf.missing_keys(cfg)]
+    return task_config(compose(verb, [*overrides, *given]))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_composes_and_is_valid(name: str) -> None:
+    request = _request(name)
+    if request is None:
+        pytest.skip("a file for another program: see test_wandb_sweep_calls_the_command")
+    verb, overrides = request
+    validate(_composed(verb, overrides), verb)
+
+
+def test_no_file_is_left_out() -> None:
+    on_disk = [path for folder in (conf_dir(), sweeps_dir()) for path in folder.rglob("*.y*ml")]
+    composed = [name for name in FILES if _request(name) is not None]
+    others = [name for name in FILES if _request(name) is None]
+    assert len(composed) + len(others) == len(on_disk) > 50
+    assert others == ["wandb/dpo_beta"]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if "/" in name])
+def test_every_choice_says_what_it_is(name: str) -> None:
+    folder = sweeps_dir() if name.startswith(("sweep/", "wandb/")) else conf_dir()
+    assert head_comment(folder / f"{name}.yaml")
+
+
+def test_wandb_sweep_calls_the_command() -> None:
+    sweep = yaml.safe_load((sweeps_dir() / "wandb" / "dpo_beta.yaml").read_text(encoding="utf-8"))
+    assert sweep["command"][:2] == ["align", "train"]
+    assert sweep["command"][-1] == "${args_no_hyphens}"
+    values = {key: entry["values"][0] for key, entry in sweep["parameters"].items()}
+    overrides = [*sweep["command"][2:-1], *(f"{key}={value}" for key, value in values.items())]
+    validate(task_config(compose("train", overrides)), "train")
+
+
+def test_wandb_sweep_has_the_values_of_the_named_sweep() -> None:
+    wandb = yaml.safe_load((sweeps_dir() / "wandb" / "dpo_beta.yaml").read_text(encoding="utf-8"))
+    named = yaml.safe_load((sweeps_dir() / "sweep" / "dpo_beta.yaml").read_text(encoding="utf-8"))
+    params = named["hydra"]["sweeper"]["params"]["method.beta"]
+    assert [float(value) for value in params.split(",")] == wandb["parameters"]["method.beta"]["values"]
+
+
+def test_sweeps_override_recipes_and_repeat_none() -> None:
+    for path in (sweeps_dir() / "sweep").glob("*.yaml"):
+        assert "defaults" in yaml.safe_load(path.read_text(encoding="utf-8")), f"{path} overrides no recipe"
+
+
+def test_method_files_switch_their_own_roles() -> None:
+    """`method=X` alone is a valid command for every method."""
+    for path in (conf_dir() / "method").glob("*.yaml"):
+        validate(_composed("train", [f"method={path.stem}"]), "train")

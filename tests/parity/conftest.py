@@ -1,0 +1,6 @@
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+for folder in (ROOT / "benchmarks", ROOT / "tests" / "helpers"):
+    sys.path.insert(0, str(folder))
