@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -162,7 +163,7 @@ def kept(got: dict[str, Any], shape: Shape) -> dict[str, Any]:
     """Returns what is published of a run."""
     ends = got.pop("ends")
     state = got["parameters"] * (4 * got["models"] + TRAINING_BYTES)
-    seconds = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)][shape.warmup - 1 :]
+    seconds = [later - earlier for earlier, later in pairwise(ends)][shape.warmup - 1 :]
     return {"step_seconds": [round(value, 5) for value in seconds], "state_bytes": state} | got
 
 
@@ -184,10 +185,10 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# A DPO training step beside TRL's",
         "",
-        "Made by `python benchmarks/dpo_step.py`; what it measures and how is in benchmarks/README.md, raw numbers are in",
-        "dpo_step.json.",
+        "Made by `python benchmarks/dpo_step.py`; benchmarks/README.md says what it measures and how, dpo_step.json",
+        "has every step. On a CPU TRL's head scores every position, on a GPU completions only: the ratio is a CPU's.",
         "",
-        f"{env['cpu']}, {env['cores']} cores, {env['memory_gib']} GiB, {env['system']}, fp32. Python {env['python']}, "
+        f"{env['cpu']}, {env['cores']} cores, {env['memory_gib']} GiB, {env['system']}, fp32. Python {env['python']},",
         f"{versions}.",
         f"{result['repetitions']} alternating repetitions, {result['minutes']} minutes in all.",
     ]
@@ -204,12 +205,12 @@ def section(name: str, shape: dict[str, Any]) -> list[str]:
     lines = [
         f"## {name}",
         "",
-        f"{parameters:.1f}M parameters, {len(shape['lengths'])} pairs a step with {shape['real_tokens']} real tokens "
-        f"({shape['padded_tokens']} with padding), {shape['steps']} measured steps a run after {shape['warmup']} of "
+        f"{parameters:.1f}M parameters, {len(shape['lengths'])} pairs a step with {shape['real_tokens']} real tokens",
+        f"({shape['padded_tokens']} with padding), {shape['steps']} measured steps a run after {shape['warmup']} of",
         f"warm-up, {shape['runs'][0]['threads']} threads. Load before the runs: {min(loads)} to {max(loads)}.",
         "",
-        "| | step, s: median | quartiles | range | real tokens/s | peak memory, GiB | of it weights, gradients, moments |",
-        "|---|---|---|---|---|---|---|",
+        "| | step, s: median | quartiles | range | real tokens/s | peak memory, GiB | weights and AdamW | the rest |",
+        "|---|---|---|---|---|---|---|---|",
         *(table_line(row, runs, shape["real_tokens"]) for row, runs in rows.items()),
         "",
         "| time of ours / time of TRL's | median of repetitions | range |",
@@ -228,7 +229,7 @@ def table_line(name: str, runs: list[dict[str, Any]], real_tokens: int) -> str:
     peak, state = max(run["peak_bytes"] for run in runs) / GIB, runs[0]["state_bytes"] / GIB
     return (
         f"| {name} | {middle:.3f} | {low:.3f} to {high:.3f} | {seconds[0]:.3f} to {seconds[-1]:.3f} "
-        f"| {real_tokens / middle:,.0f} | {peak:.2f} | {state:.2f} |"
+        f"| {real_tokens / middle:,.0f} | {peak:.2f} | {state:.2f} | {peak - state:.2f} |"
     )
 
 

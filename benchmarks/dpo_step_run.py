@@ -99,10 +99,11 @@ def trl(job: dict[str, Any]) -> dict[str, Any]:
         callbacks=[clock],
     )
     trainer.train()
-    rows = [
-        [row["prompt_ids"] + row["chosen_ids"], row["prompt_ids"] + row["rejected_ids"]] for row in trainer.train_dataset
+    sequences = [
+        row["prompt_ids"] + row[side] for row in trainer.train_dataset for side in ("chosen_ids", "rejected_ids")
     ]
-    steps = [sum(rows[start : start + job["batch"]], []) for start in range(0, len(rows), job["batch"])]
+    width = 2 * job["batch"]
+    steps = [sequences[start : start + width] for start in range(0, len(sequences), width)]
     return {
         "ends": clock.ends,
         "digest": tokens_digest(steps),

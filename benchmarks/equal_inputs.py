@@ -60,5 +60,5 @@ def write_pairs(path: Path, *, lengths: Sequence[PairLengths], vocab_size: int, 
     with path.open("w", encoding="utf-8") as file:
         for prompt, chosen, rejected in lengths:
             # A BOS goes before the prompt and an EOS behind each completion; the space that parts them is no token.
-            row = {"prompt": words(prompt - 1), "chosen": f" {words(chosen - 1)}", "rejected": f" {words(rejected - 1)}"}
-            file.write(json.dumps(row) + "\n")
+            sides = {"chosen": f" {words(chosen - 1)}", "rejected": f" {words(rejected - 1)}"}
+            file.write(json.dumps({"prompt": words(prompt - 1)} | sides) + "\n")

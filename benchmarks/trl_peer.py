@@ -13,10 +13,8 @@ from trl import DPOConfig, DPOTrainer
 def dpo_config(folder: Path, **fields: Any) -> DPOConfig:
     """Returns TRL's settings for a run of one process on the CPU in fp32.
 
-    TRL's own defaults would checkpoint activations, run in bf16, shuffle, warm up from a learning rate of zero, and save
-    checkpoints; all of that is off. What is left of its choices for speed is at its best here: positions whose log-prob
-    does not count never get logits kept (always so since the head is fused), the optimiser is torch's fused AdamW,
-    TRL's default. ``padding_free`` is accepted but does nothing in TRL 1.16.
+    TRL's own defaults would checkpoint activations, run in bf16, shuffle and save checkpoints; all of that is off. Its
+    head is always fused and chunked; ``padding_free`` is accepted but switched off by TRL 1.16 itself.
 
     Args:
         folder: For whatever it writes.
@@ -61,7 +59,8 @@ def dpo_trainer(
         reference: A model, or ``None`` for a second copy of the folder's weights.
         callbacks: TRL's.
     """
-    data: Dataset = load_dataset("json", data_files=str(pairs), split="train", cache_dir=f"{config.output_dir}/datasets")
+    cache = f"{config.output_dir}/datasets"
+    data: Dataset = load_dataset("json", data_files=str(pairs), split="train", cache_dir=cache)
     return DPOTrainer(
         model=model,
         ref_model=reference,

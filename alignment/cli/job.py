@@ -114,6 +114,7 @@ def join(run_dir: Path) -> int:
     Raises:
         UserError: There is no run in the folder.
     """
+    run_dir = run_dir.resolve()
     saved = run_dir / "config.yaml"
     if not saved.is_file():
         raise UserError(f"--job: '{saved}' is not there; it names the folder of a run that has begun")

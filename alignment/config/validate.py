@@ -97,7 +97,10 @@ def _check_fields(key: str, values: Mapping[str, Any], fields: type, targets: di
         if name not in hints:
             where = f"one of the keys of '{key}'" if key else "one of the keys"
             raise _unknown(key, name, value, list(hints), where)
-        if isinstance(value, Mapping) and (targets is None or "_target_" in value):
+        entry_type = (typing.get_args(hints[name]) or (None,))[-1]
+        if isinstance(entry_type, type) and dataclasses.is_dataclass(entry_type):
+            _check_entries(_join(key, name), value, entry_type)
+        elif isinstance(value, Mapping) and (targets is None or "_target_" in value):
             if not _takes_mapping(hints[name]):
                 raise ConfigError(_join(key, name), got=_shown(value), expected=describe(hints[name]))
         else:
@@ -106,6 +109,16 @@ def _check_fields(key: str, values: Mapping[str, Any], fields: type, targets: di
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if field.name not in values and not has_default:
             raise _missing(_join(key, field.name), describe(hints[field.name]))
+
+
+def _check_entries(key: str, values: Any, fields: type) -> None:
+    """Checks a mapping from names to mappings with the fields of a dataclass."""
+    if not isinstance(values, Mapping) or not values:
+        raise ConfigError(key, got=_shown(values), expected="a mapping from names to mappings")
+    for name, entry in values.items():
+        if not isinstance(entry, Mapping):
+            raise ConfigError(_join(key, name), got=entry, expected="a mapping")
+        _check_fields(_join(key, name), entry, fields, {})
 
 
 def _check_components(plain: Mapping[str, Any], fields: type) -> None:

@@ -43,7 +43,8 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 | starting model | {start} |
 | its weights | `{manifest["model"]["weights_hash"]}` |
 | data fingerprint | `{manifest["data"]["fingerprint"]}` |
-| tokenizer and template | `{manifest["template_hash"]}` |
+| tokenizer | `{manifest["tokenizer_hash"]}` |
+| chat template | `{manifest["template_hash"]}` |
 | seed | {manifest["seed"]} |
 | code | {_code(manifest)} |
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -167,7 +168,8 @@ def _inputs(cfg: DictConfig, bundle: ModelBundle, data: DataModule) -> dict[str,
         "hardware": OmegaConf.to_container(cfg.hardware, resolve=True) | {"world_size": world_size(cfg)},
         "data": {"fingerprint": data.fingerprint, "statistics": data.statistics},
         "model": {"source": bundle.source.describe(), "weights_hash": bundle.source.weights_hash()},
-        "template_hash": tokenizer_hash(bundle.tokenizer),
+        "tokenizer_hash": tokenizer_hash(bundle.tokenizer),
+        "template_hash": hashlib.sha256(str(bundle.tokenizer.chat_template).encode()).hexdigest(),
     }
 
 

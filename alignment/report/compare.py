@@ -62,13 +62,15 @@ def compare(runs: list[Run]) -> Comparison:
         for run, flat in zip(runs, flats, strict=True)
     ]
     distinct = list(dict.fromkeys(keys))
-    names = {key: _group_label(key, swept, [runs[i] for i, k in enumerate(keys) if k == key]) for key in distinct}
+    members = {key: [run for run, other in zip(runs, keys, strict=True) if other == key] for key in distinct}
+    names = {key: _group_label(key, swept, members[key]) for key in distinct}
     if swept and len(swept) <= MAX_KEYS_IN_LABEL:
         distinct.sort(key=lambda key: [_value_key(value) for value in key])
     groups = [
-        Group(index, names[key], tuple(i for i, k in enumerate(keys) if k == key)) for index, key in enumerate(distinct)
+        Group(index, names[key], tuple(i for i, other in enumerate(keys) if other == key))
+        for index, key in enumerate(distinct)
     ]
-    labels = _unique([_run_label(runs[i], names[keys[i]], keys.count(keys[i])) for i in range(len(runs))], runs)
+    labels = _unique([_run_label(run, names[key], members[key]) for run, key in zip(runs, keys, strict=True)], runs)
     return Comparison(groups, labels, [distinct.index(key) for key in keys], differing, swept)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from alignment.report.discover import find_runs, run_name
 from alignment.report.page import Page, render
 from alignment.report.read import read_run
 from alignment.utils.errors import UserError
+from alignment.utils.files import write_text_atomic
 
 FILE_NAME = "report.html"
 
@@ -46,13 +46,10 @@ def run(paths: list[Path], output: Path | None) -> Path:
 
 def _write(target: Path, page: str) -> Path:
     """Writes the page whole or not at all: an earlier one stays until the new one is complete."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    # A folder's name may hold bytes that are no text; they must not cost the page.
+    text = page.encode("utf-8", errors="backslashreplace").decode("utf-8")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(page.encode("utf-8", errors="backslashreplace"))
-        temporary.replace(target)
+        write_text_atomic(target, text)
     except OSError as error:
         raise UserError(f"cannot write the report to {target}: {error.strerror}; give another --output") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return target

@@ -54,11 +54,14 @@
   const isShown = (div) => div.clientWidth > 0;
   const redraw = () => drawn.forEach((div) => isShown(div) && draw(div));
 
-  // Only what comes near the window is drawn: a sweep of thirty runs has a thousand curves.
-  const watch = new IntersectionObserver((entries) => {
-    entries.filter((entry) => entry.isIntersecting && !drawn.has(entry.target)).forEach((entry) => draw(entry.target));
-  }, { rootMargin: "800px" });
-  all.forEach((div) => watch.observe(div));
+  // One figure at a time, so that a page about thirty runs can be read while its thousand curves are drawn.
+  const drawNext = () => {
+    const div = all.find((candidate) => isShown(candidate) && !drawn.has(candidate));
+    if (!div) return;
+    draw(div);
+    setTimeout(drawNext);
+  };
+  drawNext();
 
   document.querySelectorAll(".legend button").forEach((button) => {
     button.addEventListener("click", () => {
@@ -77,9 +80,9 @@
     if (innerWidth === width || root.hasAttribute("data-printing")) return;
     width = innerWidth;
     clearTimeout(timer);
-    timer = setTimeout(redraw, 150);
+    timer = setTimeout(() => { redraw(); drawNext(); }, 150);
   });
-  document.querySelectorAll("details").forEach((details) => details.addEventListener("toggle", redraw));
+  document.querySelectorAll("details").forEach((details) => details.addEventListener("toggle", drawNext));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   addEventListener("beforeprint", () => {
     root.setAttribute("data-printing", "");

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from alignment.cli.help import head_comment
-from alignment.config.compose import compose, task_config
+from alignment.config.compose import compose, hydra_config, task_config
 from alignment.config.paths import conf_dir, sweeps_dir
 from alignment.config.validate import validate
 
@@ -65,9 +65,9 @@ def _request(name: str) -> tuple[str, list[str]] | None:
 def _composed(verb: str, overrides: list[str]) -> DictConfig:
     """Composes with something in the place of every value that the user must give."""
     cfg = compose(verb, overrides)
-    with open_dict(cfg):
-        cfg.pop("hydra")
-    given = [f"{key}=given" for key in OmegaConf.missing_keys(cfg)]
+    with hydra_config(cfg):
+        missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra.")]
+    given = [f"{key}=given" for key in missing]
     return task_config(compose(verb, [*overrides, *given]))
 
 

@@ -48,11 +48,12 @@ class TestNames:
 
     def test_removed_key_is_missed(self) -> None:
         assert message("~method.beta") == (
-            "method.beta: got 'nothing', expected a value for alignment.methods.dpo.DPO: a number. Add +method.beta=VALUE"
+            "method.beta: got 'nothing', expected a value for alignment.methods.dpo.DPO: a number. "
+            "Add +method.beta=VALUE"
         )
 
     def test_removed_group_is_missed(self) -> None:
-        assert message("~reward").startswith("reward: got 'nothing', expected a value: a mapping or null")
+        assert message("~schedule").startswith("schedule: got 'nothing', expected a value: a mapping or null")
 
     def test_group_without_a_target(self) -> None:
         expected = "optim._target_: got 'nothing', expected a value: the class or function that it builds"
@@ -175,6 +176,7 @@ class TestTargets:
             "peft_evil.f",
             ".os.system",
             "alignment.methods.dpo.__loader__.load_module",
+            "alignment.rewards.gold.GoldReward.__init__.__globals__",
             "alignment",
             "alignment.methods..dpo",
             "",
@@ -193,7 +195,6 @@ class TestTargets:
             "alignment.pipeline.trainer.pl.Trainer.from_argparse_args",
             "alignment.data.records.dataclass",
             "alignment.methods.base.torch.load",
-            "alignment.rewards.gold.GoldReward.__init__.__globals__",
             "alignment.models.export.Path",
             "alignment.methods.dpo",
             "alignment.methods.dpo.DPO.terms",
@@ -202,8 +203,8 @@ class TestTargets:
         ],
     )
     def test_refused_by_what_it_leads_to(self, target: str) -> None:
-        with pytest.raises(ConfigError, match=r"_target_: got "):
-            check_text("method", target)
+        check_text("method", target)
+        with pytest.raises(ConfigError, match=r"^method\._target_: got .*, expected a "):
             resolve("method", target)
 
     def test_nothing_is_imported_before_every_target_is_checked(

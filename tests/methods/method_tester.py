@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from runs import exported, job, metrics, train, train_forked
 
@@ -27,11 +30,6 @@ class MethodTester:
     overrides: tuple[str, ...]
     uses_reference: bool
     start_loss: float | None = None
-    tolerance: float = 1e-6
-    extra: dict[str, str] = field(default_factory=dict)
-
-    def variants(self) -> tuple[tuple[str, ...], ...]:
-        return (*FULL, *ADAPTED) if self.uses_reference else ((), ("adapter=lora",))
 
     def check_step_from_yaml(self, tmp_path: Path) -> None:
         """The method runs as its YAML stands, and its first loss is what theory says."""
@@ -94,6 +92,30 @@ class MethodTester:
             ]
             for other in runs[1:]:
                 self._assert_same(runs[0], other, ignore=("fresh/",))
+
+    def check_golden(self, tmp_path: Path, name: str) -> None:
+        """The first steps' numbers are those on record; they change only on purpose (REGENERATE_GOLDEN=1 writes them)."""
+        rows = metrics(train(job(tmp_path, *self.overrides, "trainer.max_steps=6", "export=null"), tmp_path / "run"))
+        names = ("train/loss/total", "train/reward/margin", "train/logps/chosen_sum_nats", "val/loss/total")
+        got = {str(step): {n: row[n] for n in names if n in row} for step, row in sorted(rows.items())}
+        path = Path(__file__).parent / "golden" / f"{name}.json"
+        if os.environ.get("REGENERATE_GOLDEN"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(got, indent=1) + "\n", encoding="utf-8")
+        expected = json.loads(path.read_text(encoding="utf-8"))
+        assert got.keys() == expected.keys()
+        for step, row in expected.items():
+            assert got[step] == pytest.approx(row, rel=1e-4, abs=1e-5), step
+
+    def check_hardware_options(self, tmp_path: Path, *options: str, tolerance: float) -> None:
+        """An option changes speed or memory, and the numbers only by its rounding."""
+        short = (*self.overrides, "trainer.max_steps=3", "export=null", "callbacks.checkpoint.every_n_steps=100")
+        plain = metrics(train(job(tmp_path, *short), tmp_path / "plain"))
+        other = metrics(train(job(tmp_path, *short, *options), tmp_path / "option"))
+        assert set(plain) == set(other)
+        for step, row in plain.items():
+            loss = row["train/loss/total"]
+            assert abs(other[step]["train/loss/total"] - loss) <= tolerance * max(1.0, abs(loss)), step
 
     def _assert_same(self, left: Path, right: Path, ignore: tuple[str, ...] = ()) -> None:
         rows, others = metrics(left), metrics(right)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 from method_tester import ADAPTED, FULL, TWO_PROCESSES, MethodTester
+from runs import job, metrics, train
 
 TESTER = MethodTester(overrides=("method=dpo", "method.beta=0.5"), uses_reference=True, start_loss=math.log(2))
 
@@ -31,3 +32,35 @@ def test_reference_strategies_agree(tmp_path):
 @pytest.mark.parametrize("variant", [*FULL, *ADAPTED], ids="-".join)
 def test_two_processes_agree_with_one(tmp_path, hardware, variant):
     TESTER.check_processes_agree(tmp_path, hardware, variant)
+
+
+def test_golden_curve(tmp_path):
+    TESTER.check_golden(tmp_path, "dpo")
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        (("model.gradient_checkpointing=true",), 1e-6),
+        (("model.gradient_checkpointing=true", "adapter=lora"), 1e-2),
+        (("model.chunk_tokens=7",), 1e-6),
+        (("data.num_workers=1",), 0.0),
+        (("hardware.precision=bf16-mixed",), 2e-2),
+        (("hardware.precision=bf16-true", "model.dtype=bfloat16"), 5e-2),
+        pytest.param(("model.compile=true",), 1e-5, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_options_change_no_more_than_rounding(tmp_path, options, tolerance):
+    TESTER.check_hardware_options(tmp_path, *options, tolerance=tolerance)
+
+
+@pytest.mark.parametrize(
+    "override", ["method.beta=0.05", "method.label_smoothing=0.2", "optim.lr=1e-2", "seed=2", "data.shuffle=false"]
+)
+def test_every_option_changes_something(tmp_path, override):
+    """T13."""
+    short = ("method=dpo", "method.beta=0.5", "trainer.max_steps=3", "trainer.limit_val_batches=0", "export=null")
+    base = metrics(train(job(tmp_path, *short), tmp_path / "base"))
+    other = metrics(train(job(tmp_path, *short, override), tmp_path / "other"))
+    assert base[3]["train/loss/total"] != other[3]["train/loss/total"]

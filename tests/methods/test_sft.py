@@ -29,3 +29,8 @@ def test_accumulation_agrees(tmp_path, normaliser):
 @pytest.mark.parametrize("variant", [(), ("adapter=lora",)], ids=["full", "lora"])
 def test_two_processes_agree_with_one(tmp_path, hardware, variant):
     TESTERS["token"].check_processes_agree(tmp_path, hardware, variant)
+
+
+@pytest.mark.parametrize("normaliser", TESTERS)
+def test_golden_curve(tmp_path, normaliser):
+    TESTERS[normaliser].check_golden(tmp_path, f"sft_{normaliser}")

@@ -2,14 +2,14 @@
 
 Where the two define something differently:
 
-- Label smoothing. TRL's ``sigmoid`` loss takes no notice of ``label_smoothing``; conservative DPO is its ``aot`` loss on
-  batches of one pair, where sorting the batch changes nothing. That is what ours is held against, pair by pair.
+- Label smoothing. TRL's ``sigmoid`` loss takes no notice of ``label_smoothing``; conservative DPO is its ``aot`` loss
+  on batches of one pair, where sorting the batch changes nothing. That is what ours is held against, pair by pair.
 - Accuracy. A tie counts as wrong in both (a strict ``>``): both log 0 where the policy is the reference.
 - Log-probs. Both log sums over the completion, its end-of-sequence token included, never the prompt.
 - Averages. On one micro-batch both average over pairs. Over several, TRL averages the micro-batches' averages and ours
   divides by the pairs of the whole step: see test_trl_dpo_run.py.
-- Rounding. TRL's head reduces logits to log-probs in fp32 even in a float64 model. The float64 cases below run all of TRL
-  but that: its head is replaced by a plain log-softmax. The fp32 cases run TRL as it is.
+- Rounding. TRL's head reduces logits to log-probs in fp32 even in a float64 model. The float64 cases below run all of
+  TRL but that: its head is replaced by a plain log-softmax. The fp32 cases run TRL as it is.
 """
 
 from __future__ import annotations
@@ -98,9 +98,7 @@ class Case:
 @pytest.fixture
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     family, dtype, *rest = request.param
-    save_model(
-        tmp_path / "start", architecture=family, config=FAMILIES[family] | {"vocab_size": VOCABULARY}, seed=3
-    )
+    save_model(tmp_path / "start", architecture=family, config=FAMILIES[family] | {"vocab_size": VOCABULARY}, seed=3)
     write_pairs(tmp_path / "pairs.jsonl", lengths=LENGTHS, vocab_size=VOCABULARY, seed=5)
     return Case(tmp_path / "start", tmp_path / "pairs.jsonl", tmp_path / "work", dtype, moved=not rest)
 
@@ -220,7 +218,9 @@ def assert_same(our: Result, peer: Result, *, loss: float, metric: float, gradie
     scale = max(value.abs().max().item() for value in peer.gradients.values())
     assert scale > 1e-3
     for name, value in our.gradients.items():
-        torch.testing.assert_close(value, peer.gradients[name], rtol=0, atol=gradient * scale, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            value, peer.gradients[name], rtol=0, atol=gradient * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def both(case: Case, beta: float, label_smoothing: float) -> tuple[Result, Result]:
