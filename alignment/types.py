@@ -8,6 +8,7 @@ log-prob path is flat over scored tokens, so that no loss knows about layouts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Self
@@ -37,7 +38,7 @@ class OnDevice:
         """Returns the same value with every tensor in page-locked memory."""
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, function: Any) -> Self:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         changed: dict[str, Any] = {}
         for item in fields(self):  # type: ignore[arg-type]
             value = getattr(self, item.name)
@@ -213,7 +214,7 @@ class Rollout:
     completion: str
     finish_reason: str
     sample: int
-    answer: dict[str, Any] = field(default_factory=dict)
+    answer: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)

@@ -161,10 +161,10 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
 
 def kept(got: dict[str, Any], shape: Shape) -> dict[str, Any]:
     """Returns what is published of a run."""
-    ends = got.pop("ends")
+    steps = list(pairwise(got.pop("ends")))[shape.warmup - 1 :]
     state = got["parameters"] * (4 * got["models"] + TRAINING_BYTES)
-    seconds = [later - earlier for earlier, later in pairwise(ends)][shape.warmup - 1 :]
-    return {"step_seconds": [round(value, 5) for value in seconds], "state_bytes": state} | got
+    wall, processor = ([round(later[i] - earlier[i], 5) for earlier, later in steps] for i in (0, 1))
+    return {"step_seconds": wall, "step_cpu_seconds": processor, "state_bytes": state} | got
 
 
 def check_equal_work(runs: list[dict[str, Any]]) -> None:
@@ -209,16 +209,17 @@ def section(name: str, shape: dict[str, Any]) -> list[str]:
         f"({shape['padded_tokens']} with padding), {shape['steps']} measured steps a run after {shape['warmup']} of",
         f"warm-up, {shape['runs'][0]['threads']} threads. Load before the runs: {min(loads)} to {max(loads)}.",
         "",
-        "| | step, s: median | quartiles | range | real tokens/s | peak memory, GiB | weights and AdamW | the rest |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | step, s: median | quartiles | range | CPU s | real tokens/s | peak, GiB | weights and AdamW | the rest |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(table_line(row, runs, shape["real_tokens"]) for row, runs in rows.items()),
         "",
-        "| time of ours / time of TRL's | median of repetitions | range |",
-        "|---|---|---|",
+        "| time of ours / time of TRL's | median of repetitions | range | CPU time: median | range |",
+        "|---|---|---|---|---|",
     ]
     for ours, trl in (("ours, frozen copy", "TRL, frozen copy"), ("ours, precomputed", "TRL, precomputed")):
-        found = ratios(rows[ours], rows[trl])
-        lines.append(f"| {ours.split(', ')[1]} | {median(found):.2f} | {min(found):.2f} to {max(found):.2f} |")
+        found = (ratios(rows[ours], rows[trl], what) for what in ("step_seconds", "step_cpu_seconds"))
+        cells = (f"{median(values):.2f} | {min(values):.2f} to {max(values):.2f}" for values in found)
+        lines.append(f"| {ours.split(', ')[1]} | {' | '.join(cells)} |")
     return lines
 
 
@@ -226,16 +227,17 @@ def table_line(name: str, runs: list[dict[str, Any]], real_tokens: int) -> str:
     """Writes a row: steps of all repetitions together, and the largest of the peaks."""
     seconds = sorted(value for run in runs for value in run["step_seconds"])
     low, middle, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    cpu = median(value for run in runs for value in run["step_cpu_seconds"])
     peak, state = max(run["peak_bytes"] for run in runs) / GIB, runs[0]["state_bytes"] / GIB
     return (
         f"| {name} | {middle:.3f} | {low:.3f} to {high:.3f} | {seconds[0]:.3f} to {seconds[-1]:.3f} "
-        f"| {real_tokens / middle:,.0f} | {peak:.2f} | {state:.2f} | {peak - state:.2f} |"
+        f"| {cpu:.3f} | {real_tokens / middle:,.0f} | {peak:.2f} | {state:.2f} | {peak - state:.2f} |"
     )
 
 
-def ratios(ours: list[dict[str, Any]], trl: list[dict[str, Any]]) -> list[float]:
+def ratios(ours: list[dict[str, Any]], trl: list[dict[str, Any]], what: str) -> list[float]:
     """Returns the ratio of medians of each repetition."""
-    return [median(a["step_seconds"]) / median(b["step_seconds"]) for a, b in zip(ours, trl, strict=True)]
+    return [median(a[what]) / median(b[what]) for a, b in zip(ours, trl, strict=True)]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """When each optimiser step ends, by the same clock in Lightning and in TRL.
 
 The time between two ends covers everything that a step costs: making its batch, the forward and backward passes of
-policy and reference, clipping, the optimiser, the schedule, and logging.
+policy and reference, clipping, the optimiser, the schedule, and logging. Beside the wall clock runs one of the
+processor time of all threads, which a busy machine disturbs less.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ def tokens_digest(steps: Iterable[Iterable[Sequence[int]]]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def now() -> tuple[float, float]:
+    """Returns wall and processor time in seconds."""
+    return time.perf_counter(), time.process_time()
+
+
 class LightningClock(pl.Callback):
     """Notes the ends of steps and what was in them, and writes both to a file when training ends.
 
@@ -36,7 +42,7 @@ class LightningClock(pl.Callback):
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
-        self.ends: list[float] = []
+        self.ends: list[tuple[float, float]] = []
         self.steps: list[list[list[int]]] = []
 
     def on_train_batch_end(
@@ -48,7 +54,7 @@ class LightningClock(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Notes a step (one micro-batch is one step here)."""
-        self.ends.append(time.perf_counter())
+        self.ends.append(now())
         rows = batch.tokens.input_ids.tolist()
         self.steps.append([[token for token in row if token != PAD_ID] for row in rows])
 
@@ -61,8 +67,8 @@ class TRLClock(TrainerCallback):
     """Notes the ends of steps."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.ends: list[tuple[float, float]] = []
 
     def on_step_end(self, *_args: Any, **_state: Any) -> None:
         """Notes a step."""
-        self.ends.append(time.perf_counter())
+        self.ends.append(now())

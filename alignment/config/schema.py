@@ -29,7 +29,7 @@ class HardwareConfig:
     accelerator: Literal["cpu", "cuda"]
     devices: int | list[int]
     num_nodes: int
-    precision: Literal["32-true", "bf16-mixed", "bf16-true"]
+    precision: Literal["32-true", "bf16-mixed"]
     strategy: Literal["auto"] | Node
     threads: int | None
 

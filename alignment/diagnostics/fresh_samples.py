@@ -106,7 +106,7 @@ class FreshSamples(Callback):
     def _scorer(self, module: Any) -> Iterator[Scorer | None]:
         reference = module.bundle.reference
         scorer = None if reference is None else reference.scorer()
-        if scorer is not None:
+        if reference is not None and scorer is not None:
             with whole(reference.frozen) if reference.frozen is not None else contextlib.nullcontext():
                 yield scorer
         elif self.start_model == "load":

@@ -123,7 +123,7 @@ class Method(pl.LightningModule):
         self.budget["seconds"] += now - self._clock
         self._clock = now
         if not self.trainer.fit_loop._should_accumulate():
-            every = self.trainer.log_every_n_steps
+            every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
             if every and self.global_step % every == 0:
                 self._log_train()
             else:
@@ -150,7 +150,7 @@ class Method(pl.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(dict(metrics), step=self.global_step)
         for name, value in metrics.items():
-            self.trainer.callback_metrics[name] = torch.tensor(value)
+            self.trainer.callback_metrics[name] = torch.tensor(value, dtype=torch.float64)
 
     def _attach_cached_reference(self) -> None:
         """Fills the cache with the policy while it still is the reference, or finds it filled."""
@@ -159,11 +159,11 @@ class Method(pl.LightningModule):
         path = self.parts.cache_dir / "reference" / cache_key(**meta)
         if self.trainer.ckpt_path is not None and not ReferenceCache.exists(path):
             raise UserError(
-                f"{path}: the reference cache of the run that is resumed is gone, and the policy has moved on from what "
-                "the reference was. Restore the folder, or begin anew with resume=null"
+                f"{path}: the reference cache of the run that is resumed is gone, and the policy has moved on from "
+                "what the reference was. Restore the folder, or begin anew with resume=null"
             )
         batches = itertools.chain.from_iterable(data.reference_dataloaders().values())
-        shown = tqdm(batches, desc="reference log-probs", unit=" batches", disable=None)
+        shown: Iterable[Any] = tqdm(batches, desc="reference log-probs", unit=" batches", disable=None)
         with whole(self.policy):
             cache = fill_cache(path, meta=meta, batches=shown, score=self.policy, device=self.device)
         data.attach_reference(cache)

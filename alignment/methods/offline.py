@@ -15,6 +15,9 @@ from alignment.methods.metrics import MetricSums, with_prefix
 from alignment.ops.reduce import global_mean
 from alignment.types import Batch, PreferenceBatch, Role, TokenLogps
 
+#: Values to log by name, each with the weights of its mean; ``None`` weighs all alike.
+Weighted = dict[str, tuple[Tensor, Tensor | None]]
+
 
 @dataclass(frozen=True)
 class Term:
@@ -38,7 +41,7 @@ class Terms:
     """What a method makes of a batch: the loss's parts, and values to log with the weights of their means."""
 
     loss: dict[str, Term]
-    metrics: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    metrics: Weighted = field(default_factory=dict)
 
 
 class OfflineMethod(Method):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from alignment.methods.offline import Weighted
 from alignment.types import TokenLogps
-
-Weighted = dict[str, tuple[Tensor, Tensor | None]]
 
 
 def preference_metrics(

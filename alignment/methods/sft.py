@@ -6,7 +6,7 @@ from typing import Literal
 
 from alignment.losses.sft import sft_loss
 from alignment.methods.base import Parts
-from alignment.methods.offline import OfflineMethod, Term, Terms
+from alignment.methods.offline import OfflineMethod, Term, Terms, Weighted
 from alignment.types import Role, SFTBatch
 
 
@@ -34,7 +34,7 @@ class SFT(OfflineMethod):
             term = Term(losses, "tokens", token_weights)
         else:
             term = Term(policy.sum_by_sequence(losses) / policy.num_tokens, "records", batch.weights)
-        metrics = {
+        metrics: Weighted = {
             "logps/completion_mean_nats": (policy.token_logps, token_weights),
             "length/completion_tokens": (policy.num_tokens, batch.weights),
         }

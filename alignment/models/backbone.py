@@ -122,7 +122,7 @@ class PretrainedModel:
 
         config, quantization = self.config(), self._quantization_config()
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 self.path,
                 revision=self.revision,
                 config=config,
@@ -133,6 +133,7 @@ class PretrainedModel:
                 quantization_config=quantization,
                 output_loading_info=True,
             )
+            model, report = loaded
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise UserError(f"model.path={self.path}: the weights cannot be loaded: {_first_line(error)}") from error
         missing = sorted(set(report["missing_keys"]) - set(getattr(model, "all_tied_weights_keys", ()) or ()))

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,7 +50,8 @@ def export(
     from peft import PeftModel
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = {name.removeprefix(_PREFIX): value for name, value in get_model_state_dict(model, options=options).items()}
+    whole: dict[str, Any] = get_model_state_dict(model, options=options)
+    state: dict[str, Tensor] = {name.removeprefix(_PREFIX): value for name, value in whole.items()}
     if not is_writer:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -104,11 +104,13 @@ class _ChunkedTokenLogps(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             weight_a = _accurate(weight)
             bias_a = None if bias is None else _accurate(bias)
-            logps, normalisers = [], []
-            for rows, ids in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
-                logits, _ = head.logits(_accurate(rows), weight_a, bias_a)
+            logps: list[Tensor] = []
+            normalisers: list[Tensor] = []
+            for start in range(0, max(len(hidden), 1), chunk_tokens):
+                chunk = slice(start, start + chunk_tokens)
+                logits, _ = head.logits(_accurate(hidden[chunk]), weight_a, bias_a)
                 normaliser = logits.logsumexp(-1)
-                logps.append(logits.gather(-1, ids[:, None])[:, 0] - normaliser)
+                logps.append(logits.gather(-1, targets[chunk, None])[:, 0] - normaliser)
                 normalisers.append(normaliser)
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers))
         ctx.head, ctx.chunk_tokens = head, chunk_tokens

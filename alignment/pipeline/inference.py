@@ -51,8 +51,6 @@ def load(model: DictConfig, hardware: DictConfig) -> Loaded:
     source: ModelSource = instantiate(model, _convert_="all")
     tokenizer = source.tokenizer()
     scored = LogprobModel(source.load(), chunk_tokens=source.chunk_tokens).requires_grad_(False).eval().to(device)
-    if hardware.precision == "bf16-true":
-        scored.to(torch.bfloat16)
     check_head(scored)
     return Loaded(scored, tokenizer, source)
 

@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from hydra.utils import get_class, instantiate
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -88,8 +89,11 @@ def _train(cfg: DictConfig, run_dir: Path, resume: Resume, manifest: Manifest) -
     trainer = build(cfg, run_dir, data)
     manifest.update(**_inputs(cfg, bundle, data))
     _launch_argv(run_dir, trainer)
-    trainer.fit(method, datamodule=data, ckpt_path=resume.checkpoint, weights_only=True)
-    return _finish(cfg, run_dir, method, trainer, manifest)
+    try:
+        trainer.fit(method, datamodule=data, ckpt_path=resume.checkpoint, weights_only=True)
+        return _finish(cfg, run_dir, method, trainer, manifest)
+    finally:
+        _close_loggers(trainer)
 
 
 def build(cfg: DictConfig, run_dir: Path, data: DataModule) -> pl.Trainer:
@@ -163,9 +167,16 @@ def _complete_logger(logger: Any, run_dir: Path) -> Any:
     return logger(save_dir=run_dir) if isinstance(logger, functools.partial) else logger
 
 
+def _close_loggers(trainer: pl.Trainer) -> None:
+    """Ends W&B's run, which would otherwise go on into the next job of a sweep."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            logger.experiment.finish()
+
+
 def _inputs(cfg: DictConfig, bundle: ModelBundle, data: DataModule) -> dict[str, Any]:
     return {
-        "hardware": OmegaConf.to_container(cfg.hardware, resolve=True) | {"world_size": world_size(cfg)},
+        "hardware": {**dict(cfg.hardware), "world_size": world_size(cfg)},
         "data": {"fingerprint": data.fingerprint, "statistics": data.statistics},
         "model": {"source": bundle.source.describe(), "weights_hash": bundle.source.weights_hash()},
         "tokenizer_hash": tokenizer_hash(bundle.tokenizer),

@@ -13,8 +13,6 @@ from lightning.pytorch.strategies import Strategy
 
 from alignment.utils.errors import ConfigError
 
-Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
-
 
 def build_trainer(
     *,

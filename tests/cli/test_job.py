@@ -9,10 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import alignment.pipeline.train as training
+from alignment.cli.app import sweep_jobs
+from alignment.config.compose import compose
+from alignment.config.paths import sweeps_dir
 from alignment.utils.launch import job_argv
 
 Align = Callable[..., int]
@@ -26,6 +31,11 @@ def only_run(name: str = "dpo") -> Path:
 
 def manifest(folder: Path) -> dict[str, object]:
     return json.loads((folder / "manifest.json").read_text())
+
+
+def named_betas() -> list[float]:
+    named = yaml.safe_load((sweeps_dir() / "sweep" / "dpo_beta.yaml").read_text(encoding="utf-8"))
+    return [float(value) for value in named["hydra"]["sweeper"]["params"]["method.beta"].split(",")]
 
 
 def test_job_gets_its_configuration_and_its_folder(align: Align, trained: list[DictConfig]) -> None:
@@ -178,15 +188,21 @@ class TestSweep:
         assert align("train", "-m", "method=dpo,dpoo") == 2
         assert "method: got 'dpoo', expected one of " in capsys.readouterr().err
 
-    @pytest.mark.parametrize("flags", [["-m"], []])
-    def test_named_sweep(self, align: Align, trained: list[DictConfig], flags: list[str]) -> None:
-        assert align("train", *flags, "+sweep=dpo_beta") == 0
-        assert [cfg.method.beta for cfg in trained] == [0.03, 0.1, 0.3, 1.0]
+    def test_named_sweep(self, align: Align, trained: list[DictConfig]) -> None:
+        assert align("train", "-m", "+sweep=dpo_beta") == 0
+        assert [cfg.method.beta for cfg in trained] == named_betas()
         assert {cfg.name for cfg in trained} == {"dpo_beta"}
 
-    def test_sweep_of_a_sweep(self, align: Align, trained: list[DictConfig]) -> None:
-        assert align("train", "+sweep=dpo_beta", "seed=1,4") == 0
-        assert len(trained) == 8
+    def test_jobs_are_known_beforehand(self) -> None:
+        cfg = compose("train", ["+sweep=dpo_beta"], run_mode=RunMode.MULTIRUN)
+        jobs = sweep_jobs(cfg, ["+sweep=dpo_beta", "seed=1,4"], None)
+        assert len(jobs) == 2 * len(named_betas())
+        assert jobs[1] == [f"method.beta={named_betas()[0]}", "+sweep=dpo_beta", "seed=4"]
+
+    def test_jobs_of_another_sweeper_are_checked_without_what_it_sweeps(self) -> None:
+        cfg = compose("train", ["method.beta=interval(0.1,1)"], run_mode=RunMode.MULTIRUN)
+        cfg.hydra.sweeper = {"_target_": "hydra_plugins.another.Sweeper"}
+        assert sweep_jobs(cfg, ["method.beta=interval(0.1,1)", "seed=4"], None) == [["seed=4"]]
 
     def test_folder_of_the_users_choice(self, align: Align, trained: list[DictConfig]) -> None:
         assert align("train", "-m", "seed=1,4", "hydra.sweep.dir='a folder, with=signs'") == 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from alignment.cli.help import head_comment
-from alignment.config.compose import compose, hydra_config, task_config
+from alignment.config.compose import compose, task_config
 from alignment.config.paths import conf_dir, sweeps_dir
 from alignment.config.validate import validate
 
@@ -62,13 +64,17 @@ def _request(name: str) -> tuple[str, list[str]] | None:
     return verb, [f"{group}={choice}", *WITH.get(name, [])]
 
 
+def _missing(value: Any, key: str = "") -> list[str]:
+    if isinstance(value, dict):
+        return [found for name, entry in value.items() for found in _missing(entry, f"{key}.{name}".lstrip("."))]
+    return [key] if value == "???" else []
+
+
 def _composed(verb: str, overrides: list[str]) -> DictConfig:
     """Composes with something in the place of every value that the user must give."""
     cfg = compose(verb, overrides)
-    with hydra_config(cfg):
-        missing = [key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra.")]
-    given = [f"{key}=given" for key in missing]
-    return task_config(compose(verb, [*overrides, *given]))
+    given = [f"{key}=given" for key in _missing(OmegaConf.to_container(cfg)) if not key.startswith("hydra.")]
+    return task_config(compose(verb, [*overrides, *given]) if given else cfg)
 
 
 @pytest.mark.parametrize("name", FILES)

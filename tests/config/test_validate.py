@@ -81,7 +81,7 @@ class TestTypes:
             ("export=both", "export: got 'both', expected 'merged', 'separate' or null"),
             ("schedule.decay=quadratic", "schedule.decay: got 'quadratic', expected 'constant', 'linear' or 'cosine'"),
             ("optim.betas=[0.9,high]", "optim.betas: got [0.9, 'high'], expected a list (each a number or Tensor)"),
-            ("hardware.precision=16", "hardware.precision: got 16, expected '32-true', 'bf16-mixed' or 'bf16-true'"),
+            ("hardware.precision=16", "hardware.precision: got 16, expected '32-true'"),
         ],
     )
     def test_wrong_type(self, override: str, expected: str) -> None:

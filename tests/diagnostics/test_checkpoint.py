@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
     assert damage(newest) == f"{STATE} has changed since it was written"
     assert latest_checkpoint(run_dir / "checkpoints").name == "step-000004"
     assert "passing over it" in caplog.text
-    with pytest.raises(ConfigError, match="resume: .* expected an undamaged checkpoint. state.ckpt has changed"):
+    with pytest.raises(ConfigError, match=r"resume: .* expected an undamaged checkpoint. state.ckpt has changed"):
         train(job(tmp_path, f"resume={newest}"), tmp_path / "unused")
 
 

@@ -14,7 +14,9 @@ SHORT = ("method=dpo", "trainer.max_steps=2", "export=null")
 
 def test_wandb_offline(tmp_path):
     """The offline run holds the metrics of the CSV file at the same steps."""
-    run_dir = train(job(tmp_path, *SHORT, "logger=wandb", "logger.wandb.offline=true"), tmp_path / "run")
+    run_dir = train(
+        job(tmp_path, *SHORT, "trainer.max_steps=6", "logger=wandb", "logger.wandb.offline=true"), tmp_path / "run"
+    )
     (log,) = run_dir.glob("**/run-*.wandb")
     command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(log)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -15,9 +15,7 @@ from alignment.diagnostics.monitors import LengthBias, LikelihoodDisplacement, O
 
 def look(monitor, step: int, **values: float) -> None:
     metrics = {name.replace("__", "/"): torch.tensor(value) for name, value in values.items()}
-    trainer = SimpleNamespace(
-        callback_metrics=metrics, global_step=step, is_global_zero=True, sanity_checking=False
-    )
+    trainer = SimpleNamespace(callback_metrics=metrics, global_step=step, is_global_zero=True, sanity_checking=False)
     monitor.on_validation_end(trainer, None)
 
 

@@ -54,7 +54,8 @@ def train_forked(cfg: DictConfig, run_dir: Path, *, processes: int = 2) -> Path:
     context = multiprocessing.get_context("fork")
     failures = context.Queue()
     workers = [
-        context.Process(target=_worker, args=(rank, processes, port, cfg, run_dir, failures)) for rank in range(processes)
+        context.Process(target=_worker, args=(rank, processes, port, cfg, run_dir, failures))
+        for rank in range(processes)
     ]
     for worker in workers:
         worker.start()

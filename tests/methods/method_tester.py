@@ -94,7 +94,7 @@ class MethodTester:
                 self._assert_same(runs[0], other, ignore=("fresh/",))
 
     def check_golden(self, tmp_path: Path, name: str) -> None:
-        """The first steps' numbers are those on record; they change only on purpose (REGENERATE_GOLDEN=1 writes them)."""
+        """The first steps' numbers are on record and change only on purpose (REGENERATE_GOLDEN=1 writes them)."""
         rows = metrics(train(job(tmp_path, *self.overrides, "trainer.max_steps=6", "export=null"), tmp_path / "run"))
         names = ("train/loss/total", "train/reward/margin", "train/logps/chosen_sum_nats", "val/loss/total")
         got = {str(step): {n: row[n] for n in names if n in row} for step, row in sorted(rows.items())}

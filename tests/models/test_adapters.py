@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig
 from tiny import random_batch, tiny_causal_lm, tiny_model
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from alignment.models.adapters import adapter_disabled, apply_adapter
 from alignment.models.export import export
@@ -46,10 +46,14 @@ def test_a_fresh_adapter_changes_nothing(family):
 @pytest.mark.parametrize("modules_to_save", [None, ["lm_head"]])
 def test_adapter_off_is_the_base_model_bitwise(family, modules_to_save):
     if modules_to_save and family in ("gpt2", "gemma2", "llama_tied"):
-        with pytest.raises(ConfigError, match="ties the two"):
+        with pytest.raises(ConfigError, match=r"ties the two"):
             adapted(family, modules_to_save=modules_to_save)
         return
-    base, model, batch = tiny_model(family).eval(), adapted(family, modules_to_save=modules_to_save).eval(), random_batch()
+    base, model, batch = (
+        tiny_model(family).eval(),
+        adapted(family, modules_to_save=modules_to_save).eval(),
+        random_batch(),
+    )
     with torch.no_grad():
         expected = base(batch).token_logps
         on = model(batch).token_logps
@@ -75,7 +79,9 @@ def test_merged_export_keeps_logits_and_ties(family, modules_to_save, tokenizer,
         torch.testing.assert_close(got, model(batch).token_logps, rtol=1e-4, atol=1e-4)
     tied = loaded.config.tie_word_embeddings
     assert (loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight) == tied
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), "export changed the model"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), (
+        "export changed the model"
+    )
 
 
 def test_separate_export_loads_with_peft(tokenizer, tmp_path):
@@ -105,7 +111,7 @@ def test_wrong_target_modules_name_what_there_is():
 
 
 def test_dropout_in_the_adapter_is_refused():
-    with pytest.raises(ConfigError, match="adapter.lora_dropout: got 0.1, expected 0.0"):
+    with pytest.raises(ConfigError, match=r"adapter.lora_dropout: got 0.1, expected 0.0"):
         apply_adapter(tiny_causal_lm("llama"), lora(lora_dropout=0.1), seed=0)
 
 

@@ -55,7 +55,7 @@ def test_a_path_that_does_not_exist(tmp_path):
 
 
 def test_a_folder_without_a_model(tmp_path):
-    with pytest.raises(ConfigError, match="the folder is there but has no config.json"):
+    with pytest.raises(ConfigError, match=r"the folder is there but has no config.json"):
         pretrained(tmp_path).config()
 
 
@@ -63,21 +63,23 @@ def test_missing_weights_are_named(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"1 weights do not fit config.json: model.layers.1.mlp.up_proj.weight is missing"):
+    with pytest.raises(
+        UserError, match=r"1 weights do not fit config.json: model.layers.1.mlp.up_proj.weight is missing"
+    ):
         pretrained(folder).load()
 
 
 def test_misshapen_weights_are_named(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
-    with pytest.raises(UserError, match="cannot be loaded|do not fit config.json"):
+    with pytest.raises(UserError, match=r"cannot be loaded|do not fit config.json"):
         pretrained(folder).load()
 
 
 def test_truncated_weights(folder):
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="the weights cannot be loaded"):
+    with pytest.raises(UserError, match=r"the weights cannot be loaded"):
         pretrained(folder).load()
 
 
@@ -85,7 +87,7 @@ def test_pickled_weights_are_refused(folder):
     """S1: a pickle runs code when it is read."""
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="safetensors"):
+    with pytest.raises(UserError, match=r"safetensors"):
         pretrained(folder).load()
 
 
@@ -96,7 +98,7 @@ def test_code_in_a_repository_is_never_run(folder, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     trace = tmp_path / "ran"
     (folder / "evil.py").write_text(f"open({str(trace)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
-    with pytest.raises(ConfigError, match="model.path"):
+    with pytest.raises(ConfigError, match=r"model.path"):
         pretrained(folder).config()
     assert not trace.exists()
 
@@ -108,7 +110,9 @@ def test_a_tokenizer_without_padding_pads_with_its_end_token(folder):
 
 def test_tokens_outside_the_vocabulary_are_refused(folder):
     options = TokenizerOptions(pad_token="<pad>", eos_token=None, bos_token=None, chat_template=None)
-    with pytest.raises(ConfigError, match="model.tokenizer.pad_token: got '<pad>', expected a token of the vocabulary"):
+    with pytest.raises(
+        ConfigError, match=r"model.tokenizer.pad_token: got '<pad>', expected a token of the vocabulary"
+    ):
         pretrained(folder, tokenizer=options).tokenizer()
 
 
@@ -125,5 +129,5 @@ def test_quantisation_needs_a_gpu(folder):
     if torch.cuda.is_available():
         assert pretrained(folder, quantization="4bit")._quantization_config() is not None
         return
-    with pytest.raises(ConfigError, match="model.quantization: got '4bit', expected null on a machine without"):
+    with pytest.raises(ConfigError, match=r"model.quantization: got '4bit', expected null on a machine without"):
         pretrained(folder, quantization="4bit").load()

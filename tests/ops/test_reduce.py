@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +19,7 @@ from alignment.ops.reduce import global_mean, masked_total
 def test_any_cut_gives_the_mean(values, cuts):
     whole = torch.tensor(values, dtype=torch.float64)
     edges = [0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]
-    pieces = [whole[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    pieces = [whole[a:b] for a, b in pairwise(edges)]
     shares = [global_mean(p, weights=None, count=len(values), shares=len(pieces)) for p in pieces]
     # Lightning divides by accumulation and averages over ranks.
     total = torch.stack(shares).sum() / len(pieces)

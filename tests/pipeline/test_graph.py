@@ -380,7 +380,7 @@ graph.CLI_MODULE = "fake_align"
 signal.signal(signal.SIGTERM, _on_sigterm)
 graph._run_child(Stage("a", "train", (), (), Path("a")), [], "p")
 """
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-c", code]
     parent = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

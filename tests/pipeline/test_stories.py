@@ -13,7 +13,7 @@ import pytest
 
 @pytest.mark.slow
 def test_dpo_raises_vaders_reward_of_real_stories(tmp_path, shared_data):
-    """The recipe as it stands, its pairs included; the numbers that it has been seen to reach are in docs/evidence.md."""
+    """The recipe as it stands, its pairs included; docs/evidence.md has the numbers that it was seen to reach."""
     command = [str(Path(sys.executable).parent / "align"), "train", "experiment=stories260k_sentiment"]
     command += [f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}", "hardware.threads=1"]
     environment = os.environ | {"ALIGNMENT_SHARED": str(shared_data.parent), "OMP_NUM_THREADS": "1"}
