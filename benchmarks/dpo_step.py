@@ -123,6 +123,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["stories15M", "135M"])
     parser.add_argument("--steps", type=int, help="measured steps of each run; each shape has its own number")
     parser.add_argument("--repetitions", type=int, default=3, help="how often all rows are measured, in turns")
+    parser.add_argument("--threads", type=int, help="of each run; torch's own choice if not given")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "benchmarks")
     return parser.parse_args()
 
@@ -139,7 +140,13 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         for repetition in range(args.repetitions):
             # Forwards, then backwards: a slow drift of the machine hits all rows alike.
             for row in ROWS if repetition % 2 == 0 else ROWS[::-1]:
-                job = {"system": row.system, "precomputed": row.precomputed, "fused": True, **shared}
+                job = {
+                    "system": row.system,
+                    "precomputed": row.precomputed,
+                    "fused": True,
+                    "threads": args.threads,
+                    **shared,
+                }
                 load = load_average()
                 with tempfile.TemporaryDirectory(dir=folder) as own:
                     got = child(job | {"folder": own})

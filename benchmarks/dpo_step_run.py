@@ -70,6 +70,7 @@ def our_overrides(job: dict[str, Any]) -> list[str]:
         "callbacks.fresh_samples=null",
         "callbacks.checkpoint=null",
         "export=null",
+        f"hardware.threads={job['threads'] or 'null'}",
         f"paths.cache={job['folder']}/cache",
     ]
 
@@ -124,6 +125,8 @@ def main() -> None:
     """Does what the argument says."""
     job = json.loads(sys.argv[1])
     start = time.perf_counter()
+    if job.get("threads"):
+        torch.set_num_threads(job["threads"])
     result = {"prepare": prepare, "ours": ours, "trl": trl}[job["system"]](job)
     result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result["threads"] = torch.get_num_threads()

@@ -25,7 +25,12 @@ from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from alignment.config.paths import conf_dir
 from alignment.config.searchpath import register_search_path
@@ -201,8 +206,21 @@ def _composition_error(
         options = loader.get_group_options(found[1], ObjectType.CONFIG)
         expected = f"one of {', '.join(options)}"
         return ConfigError(found[1], got="???", expected=expected, hint=f"Add {found[1]}=CHOICE")
+    if isinstance(error.__cause__, GrammarParseError) and (path := _unreadable_file(loader)) is not None:
+        return UserError(f"{path}: an interpolation cannot be read: {str(error.__cause__).splitlines()[0]}")
     parts = [message.strip(), str(error.__cause__ or "").strip()]
     return UserError(". ".join(" ".join(part.split()) for part in parts if part))
+
+
+def _unreadable_file(loader: ConfigLoaderImpl) -> Path | None:
+    """Returns the YAML file with an interpolation outside the grammar; Hydra's error does not name it."""
+    folders = [Path(source.path) for source in loader.get_sources() if source.scheme() == "file"]
+    for path in (path for folder in folders for path in sorted(folder.rglob("*.yaml"))):
+        try:
+            OmegaConf.load(path)
+        except GrammarParseError:
+            return path
+    return None
 
 
 def _no_choice(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> ConfigError:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from alignment.pipeline.graph import resolve_artifacts
 from alignment.pipeline.manifest import Manifest, recorded, start_values
 from alignment.pipeline.resume import Resume, find_resume
 from alignment.types import Role
-from alignment.utils.launch import job_argv
+from alignment.utils.launch import agreed_run_dir, children_join
 from alignment.utils.logs import log_to, quiet_libraries
 from alignment.utils.redact import save_config
 
@@ -50,7 +49,7 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> float | None:
         The value of the metric that ``objective`` names, for sweepers that optimise; ``None`` without one.
     """
     quiet_libraries()
-    resume = find_resume(cfg, run_dir)
+    resume = find_resume(cfg, agreed_run_dir(run_dir))
     if resume.finished:
         log.info("%s is already finished: nothing to do (resume=null trains anew)", resume.run_dir)
         return _objective(cfg, json.loads((resume.run_dir / "manifest.json").read_text(encoding="utf-8"))["metrics"])
@@ -58,6 +57,8 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> float | None:
     run_dir = resume.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     is_writer = rank_zero_only.rank == 0
+    if not is_writer:
+        logging.getLogger("alignment").setLevel(logging.WARNING)
     manifest = Manifest(run_dir, start_values(verb="train", cfg=cfg, overrides=overrides), is_writer=is_writer)
     with recorded(manifest), log_to(run_dir / "train.log", active=is_writer):
         cfg = resolve_artifacts(cfg)
@@ -187,7 +188,7 @@ def _inputs(cfg: DictConfig, bundle: ModelBundle, data: DataModule) -> dict[str,
 def _launch_argv(run_dir: Path, trainer: pl.Trainer) -> None:
     """Makes the processes that Lightning starts run this very job, and not compose and name it again."""
     if trainer.world_size > 1 and trainer.strategy.launcher is not None:
-        sys.argv = job_argv(run_dir)
+        children_join(run_dir)
 
 
 def _finish(cfg: DictConfig, run_dir: Path, method: Method, trainer: pl.Trainer, manifest: Manifest) -> float | None:

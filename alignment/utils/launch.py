@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -26,3 +27,23 @@ def children_join(run_dir: Path) -> None:
     """
     sys.argv = job_argv(run_dir)
     sys.modules["__main__"].__spec__ = importlib.util.find_spec(CLI_MODULE)
+
+
+def agreed_run_dir(run_dir: Path) -> Path:
+    """Returns the folder that rank 0 has chosen; under torchrun every rank composes by itself, a second apart perhaps.
+
+    Under SLURM there is nobody to ask before training starts: there ``paths.run_dir`` is given on the command line.
+
+    Args:
+        run_dir: This rank's own choice.
+    """
+    environment = os.environ
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or environment.get("WORLD_SIZE", "1") == "1":
+        return run_dir
+    from torch.distributed import TCPStore
+
+    store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
+    key = f"alignment/run_dir/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if environment["RANK"] == "0":
+        store.set(key, str(run_dir))
+    return Path(store.get(key).decode())

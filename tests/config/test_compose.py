@@ -124,6 +124,13 @@ def test_unreadable_yaml_is_named_by_file(tmp_path: Path) -> None:
     assert "broken.yaml" in text
 
 
+def test_unreadable_interpolation_is_named_by_file(tmp_path: Path) -> None:
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "broken.yaml").write_text("lr: ${oc.env:A,~/b}\n")
+    text = message("optim=broken", config_dir=tmp_path)
+    assert text.startswith(f"{tmp_path / 'optim' / 'broken.yaml'}: an interpolation cannot be read: ")
+
+
 def test_named_sweep_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cfg = compose("train", ["+sweep=dpo_beta"], run_mode=RunMode.MULTIRUN)
