@@ -143,7 +143,6 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 job = {
                     "system": row.system,
                     "precomputed": row.precomputed,
-                    "fused": True,
                     "threads": args.threads,
                     **shared,
                 }

@@ -63,7 +63,7 @@ def our_overrides(job: dict[str, Any]) -> list[str]:
         f"reference={'precomputed' if job['precomputed'] else 'frozen_copy'}",
         f"method.beta={BETA}",
         f"optim.lr={LEARNING_RATE}",
-        f"optim.fused={str(job['fused']).lower()}",
+        "optim.fused=true",
         "schedule.warmup=0",
         f"trainer.gradient_clip_val={CLIP}",
         "trainer.log_every_n_steps=1",
@@ -90,7 +90,7 @@ def trl(job: dict[str, Any]) -> dict[str, Any]:
         beta=BETA,
         max_grad_norm=CLIP,
         precompute_ref_log_probs=job["precomputed"],
-        optim="adamw_torch_fused" if job["fused"] else "adamw_torch",
+        optim="adamw_torch_fused",
     )
     trainer = dpo_trainer(
         model=job["model"],

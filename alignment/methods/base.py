@@ -123,6 +123,8 @@ class Method(pl.LightningModule):
         self.budget["seconds"] += now - self._clock
         self._clock = now
         if not self.trainer.fit_loop._should_accumulate():
+            if self.bundle.reference is not None:
+                self.bundle.reference.after_step(self.global_step)
             every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
             if every and self.global_step % every == 0:
                 self._log_train()
@@ -130,12 +132,15 @@ class Method(pl.LightningModule):
                 self.train_sums.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves the budget beside the weights."""
+        """Saves the budget, and a reference that has changed, beside the weights."""
         checkpoint["budget"] = dict(self.budget)
+        checkpoint["reference"] = None if self.bundle.reference is None else self.bundle.reference.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the budget."""
+        """Restores them."""
         self.budget = dict(checkpoint["budget"])
+        if self.bundle.reference is not None:
+            self.bundle.reference.load_state_dict(checkpoint["reference"])
 
     def total_budget(self) -> dict[str, float]:
         """Returns what the run has used so far."""

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from alignment.data.reference_cache import ReferenceCache
 from alignment.models.adapters import adapter_disabled
 from alignment.models.logprob_model import LogprobModel
+from alignment.models.sharding import to_shards
 from alignment.types import BinaryBatch, PreferenceBatch, TokenBatch, TokenLogps
 from alignment.utils.errors import ConfigError
 
@@ -30,28 +32,103 @@ class Reference(Protocol):
         ...
 
     def scorer(self) -> Callable[[TokenBatch], TokenLogps] | None:
-        """Returns what scores sequences that are in no data set, or ``None`` when nothing can."""
+        """Returns what scores fresh sequences as the start of the run would, or ``None`` when nothing can."""
         ...
+
+    def after_step(self, step: int) -> None:
+        """Is told that the policy has made so many optimiser steps."""
+        ...
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Returns what a resumed run cannot load from the start; on every rank, for weights may be sharded."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Restores it."""
+        ...
+
+
+class _Constant:
+    """A reference that stays what it is."""
+
+    def after_step(self, step: int) -> None:
+        """Does nothing."""
+
+    def state_dict(self) -> None:
+        """Returns None: a resumed run has the same reference as the first."""
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Does nothing."""
 
 
 class FrozenCopy:
     """A second copy of the starting weights. Costs their memory and a forward pass a step.
 
+    With a refresh the reference follows the policy (TR-DPO, Gorbatovski et al. 2024, arXiv 2404.09656): every so many
+    steps ref <- mix * policy + (1 - mix) * ref, equations 4 (soft, mix < 1) and 5 (hard, mix = 1).
+
     Args:
-        policy: Not used; every strategy is built with the same arguments.
+        policy: What a refresh copies.
         load_frozen: Loads the starting model, without gradients.
+        refresh_every_n_steps: Optimiser steps between two refreshes; ``None`` keeps the starting weights.
+        refresh_mix: The policy's share, in (0, 1].
+
+    Raises:
+        ConfigError: If a refresh field is out of range, or the policy has an adapter, which a copy has no room for.
     """
 
-    def __init__(self, *, policy: LogprobModel, load_frozen: Callable[[], LogprobModel]) -> None:
+    def __init__(
+        self,
+        *,
+        policy: LogprobModel,
+        load_frozen: Callable[[], LogprobModel],
+        refresh_every_n_steps: int | None,
+        refresh_mix: float,
+    ) -> None:
+        if refresh_every_n_steps is not None:
+            _check_refresh(policy, refresh_every_n_steps, refresh_mix)
         self.frozen: LogprobModel | None = load_frozen()
+        self._policy = policy
+        self._every = refresh_every_n_steps
+        self._mix = refresh_mix
 
     def batch_logps(self, batch: ReferenceBatch) -> Float[Tensor, "tokens"]:
         """Scores the batch with the copy."""
         return self._score(batch.tokens).token_logps
 
-    def scorer(self) -> Callable[[TokenBatch], TokenLogps]:
-        """Returns the copy's forward."""
-        return self._score
+    def scorer(self) -> Callable[[TokenBatch], TokenLogps] | None:
+        """Returns the copy's forward; None with a refresh, for then the copy is not the start any more."""
+        return self._score if self._every is None else None
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Refreshes the copy when it is due. Both are sharded alike, so each rank mixes its own shards."""
+        if self._every is None or step % self._every:
+            return
+        assert self.frozen is not None
+        to_shards(self.frozen)
+        for old, new in zip(self.frozen.parameters(), self._policy.parameters(), strict=True):
+            old.mul_(1 - self._mix).add_(new, alpha=self._mix)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Returns the refreshed weights, gathered; None without a refresh."""
+        if self._every is None or self.frozen is None:
+            return None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_model_state_dict(self.frozen, options=options)
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Restores the refreshed weights into every rank's shards."""
+        if self._every is None:
+            return
+        if state is None or self.frozen is None:
+            raise ConfigError(
+                "reference.refresh_every_n_steps",
+                got=self._every,
+                expected="null, as when the checkpoint was saved",
+                hint="its reference was never refreshed",
+            )
+        set_model_state_dict(self.frozen, state, options=StateDictOptions(full_state_dict=True))
 
     @torch.no_grad()
     def _score(self, tokens: TokenBatch) -> TokenLogps:
@@ -59,7 +136,23 @@ class FrozenCopy:
         return self.frozen(tokens)
 
 
-class AdapterOff:
+def _check_refresh(policy: LogprobModel, every: int, mix: float) -> None:
+    from peft import PeftModel
+
+    if every < 1:
+        raise ConfigError("reference.refresh_every_n_steps", got=every, expected="at least 1, or null")
+    if not 0 < mix <= 1:
+        raise ConfigError("reference.refresh_mix", got=mix, expected="a share in (0, 1]")
+    if isinstance(policy.backbone, PeftModel):
+        raise ConfigError(
+            "reference.refresh_every_n_steps",
+            got=every,
+            expected="null with an adapter",
+            hint="the frozen copy has no adapter to copy into: set adapter=none",
+        )
+
+
+class AdapterOff(_Constant):
     """The policy with its adapter switched off. Costs no memory and a forward pass a step.
 
     Args:
@@ -97,7 +190,7 @@ class AdapterOff:
             return self._policy(tokens)
 
 
-class Precomputed:
+class Precomputed(_Constant):
     """Log-probs read from the reference cache. Costs nothing a step, and one pass over the data once.
 
     The pass is made by the policy before its first step, while it still is the reference.

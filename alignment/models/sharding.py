@@ -41,6 +41,13 @@ def shard(model: LogprobModel, mesh: DeviceMesh) -> LogprobModel:
     return model
 
 
+def to_shards(model: nn.Module) -> None:
+    """Frees what a sharded model has gathered; the root stays gathered after a forward without a backward pass."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
     """Gathers a sharded model's weights on every rank, so that inside no forward needs the other ranks.

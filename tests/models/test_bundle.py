@@ -20,6 +20,8 @@ from alignment.models.references import AdapterOff, FrozenCopy, Precomputed
 from alignment.types import PreferenceBatch, Role
 from alignment.utils.errors import ConfigError, UserError
 
+FROZEN = partial(FrozenCopy, refresh_every_n_steps=None, refresh_mix=1.0)
+
 DPO_ROLES = frozenset({Role.POLICY, Role.REFERENCE})
 
 
@@ -70,8 +72,8 @@ def pairs(reference_token_logps: torch.Tensor | None = None) -> PreferenceBatch:
 @pytest.mark.parametrize(
     ("adapter", "reference", "roles", "loaded"),
     [
-        (False, partial(FrozenCopy), DPO_ROLES, 2),
-        (True, partial(FrozenCopy), DPO_ROLES, 2),
+        (False, FROZEN, DPO_ROLES, 2),
+        (True, FROZEN, DPO_ROLES, 2),
         (True, partial(AdapterOff), DPO_ROLES, 1),
         (False, partial(Precomputed), DPO_ROLES, 1),
         (False, None, frozenset({Role.POLICY}), 1),
@@ -85,10 +87,10 @@ def test_loaded_models_equal_declared_roles(adapter, reference, roles, loaded):
     assert built.loaded_models == loaded, "a second build loads nothing"
 
 
-@pytest.mark.parametrize(("adapter", "strategy"), [(False, FrozenCopy), (True, FrozenCopy), (True, AdapterOff)])
+@pytest.mark.parametrize(("adapter", "strategy"), [(False, FROZEN), (True, FROZEN), (True, partial(AdapterOff))])
 def test_at_step_0_the_reference_is_the_policy(adapter, strategy):
     """T14."""
-    built = bundle(adapter=adapter, reference=partial(strategy))
+    built = bundle(adapter=adapter, reference=strategy)
     policy = built.build(DPO_ROLES)
     batch = pairs()
     with torch.no_grad():
@@ -107,7 +109,7 @@ def test_a_hole_in_the_reference_cache_raises():
 
 
 def test_frozen_weights_are_outside_the_module_tree_and_do_not_train():
-    built = bundle(reference=partial(FrozenCopy))
+    built = bundle(reference=FROZEN)
     policy = built.build(DPO_ROLES)
     frozen = built.reference.frozen
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
@@ -124,13 +126,13 @@ def test_a_missing_reference_and_one_too_many_are_errors():
     with pytest.raises(ConfigError, match="this method compares the policy with a reference"):
         bundle().build(DPO_ROLES)
     with pytest.raises(ConfigError, match="set reference=none"):
-        bundle(reference=partial(FrozenCopy)).build(frozenset({Role.POLICY}))
+        bundle(reference=FROZEN).build(frozenset({Role.POLICY}))
 
 
 def test_loading_leaves_the_random_state_where_it_was():
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    bundle(adapter=True, reference=partial(FrozenCopy)).build(DPO_ROLES)
+    bundle(adapter=True, reference=FROZEN).build(DPO_ROLES)
     assert torch.equal(torch.get_rng_state(), before)
 
 
