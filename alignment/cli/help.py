@@ -41,7 +41,7 @@ align generate model.path=runs/sft/.../model rollout.sampling.num_samples=8 rewa
 align pipeline quickstart                        the same as pipeline=quickstart
 align pipeline quickstart until=sft              this stage and those that it needs
 align pipeline quickstart only=report            this stage alone
-align pipeline quickstart 'common=[seed=2]'      overrides of every stage""",
+align pipeline quickstart 'common=["seed=2"]'    overrides of every stage""",
     "report": """\
 align report runs/dpo/2026-11-21_10-00-00        one run
 align report runs/multirun/dpo_beta_...          a sweep's folder: its frontier of reward against KL

@@ -86,6 +86,31 @@ def quantization_needs_gpu(cfg: Config, targets: Targets) -> Iterator[ConfigErro
         )
 
 
+def quantised_weights_export_an_adapter(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """An adapter cannot be merged into 4-bit weights; it would be found out after the training."""
+    if _get(cfg, "model", "quantization") is not None and cfg.get("export") == "merged":
+        yield ConfigError(
+            "export",
+            got="merged",
+            expected="separate with quantised weights",
+            hint="Set export=separate, or export=null",
+        )
+
+
+def gold_reward_knows_its_data(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """The embedded world's true reward can judge the embedded world only."""
+    source = targets.get("data.train")
+    if _class_name(targets, "reward") == "GoldReward" and not getattr(source, "__module__", "").startswith(
+        "alignment.data.worlds"
+    ):
+        yield ConfigError(
+            "reward",
+            got="gold",
+            expected="another reward, or none, for data that is not the embedded world's",
+            hint="Set reward=none: fresh samples then have KL, length and diversity. Or reward=vader, or your own",
+        )
+
+
 def numbers_are_in_range(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
     """Values without meaning outside a range, whatever the method."""
     for key, lowest, is_open, why in _RANGES:
@@ -103,6 +128,9 @@ _RANGES = (
     ("data.micro_batch_size", 1, False, ""),
     ("data.max_length", 2, False, "A prompt and a completion have at least a token each"),
     ("hardware.num_nodes", 1, False, ""),
+    ("trainer.val_every_n_steps", 1, False, "null validates after each epoch; trainer.limit_val_batches=0 never"),
+    ("callbacks.fresh_samples.every_n_steps", 1, False, "null samples at the start and at the end"),
+    ("callbacks.fresh_samples.num_prompts", 1, False, "callbacks.fresh_samples=null samples never"),
 )
 
 
@@ -146,6 +174,8 @@ RULES: tuple[Rule, ...] = (
     reference_is_there,
     quantization_needs_adapter,
     quantization_needs_gpu,
+    quantised_weights_export_an_adapter,
+    gold_reward_knows_its_data,
     numbers_are_in_range,
     run_has_an_end,
     micro_batch_fits,

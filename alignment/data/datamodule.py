@@ -168,6 +168,12 @@ class DataModule(pl.LightningDataModule):
         return len(self._tables["validation"]) if "validation" in self._tables else 0
 
     @property
+    def longest_tokens(self) -> int:
+        """Tokens of the longest sequence of any record, prompt and completion together."""
+        self.setup()
+        return max((int(table.lengths.max()) for table in self._tables.values() if len(table)), default=0)
+
+    @property
     def record_ids(self) -> tuple[str, ...]:
         """Ids of the records to train on."""
         self.setup()

@@ -99,6 +99,12 @@ def _parse_chat_pair(row: Row) -> list[Fields]:
     return [{**_pair([*prompt, *chosen], [*prompt, *rejected]), **optional(row, "margin"), **tokens}]
 
 
+def _parse_answers_to_chat(row: Row) -> list[Fields]:
+    """A conversation, and two texts that could be its next turn."""
+    answers = {side: [{"role": "assistant", "content": require(row, side)}] for side in ("chosen", "rejected")}
+    return _parse_chat_pair({**row, **answers})
+
+
 def _parse_text_pair(row: Row) -> list[Fields]:
     texts = {name: require(row, name) for name in ("prompt", "chosen", "rejected")}
     tokens = token_fields(row, "prompt_ids", "chosen_ids", "rejected_ids")
@@ -211,6 +217,13 @@ SCHEMAS: tuple[Schema, ...] = (
         ("chosen", "rejected"),
         lambda row: is_messages(row.get("chosen")) and is_messages(row.get("rejected")),
         _parse_chat_pair,
+    ),
+    Schema(
+        "chat prompts with text pairs",
+        _PAIR,
+        ("prompt", "chosen", "rejected"),
+        lambda row: is_messages(row.get("prompt")) and _is_text(row, "chosen", "rejected"),
+        _parse_answers_to_chat,
     ),
     Schema(
         "text pairs",

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from torch import distributed as dist
 
 from alignment.utils.errors import UserError
-from alignment.utils.files import fsync_tree, hash_file, write_json_atomic, write_text_atomic
+from alignment.utils.files import fsync_folder, fsync_tree, hash_file, write_json_atomic, write_text_atomic
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,8 @@ class RunCheckpoint(Checkpoint):
                 launcher.kill(number)  # the other ranks hear of it, and stop at the same step
 
         self._saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            self._drop_later(trainer.global_step)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._handlers[number] = signal.signal(number, note)
 
@@ -89,6 +91,8 @@ class RunCheckpoint(Checkpoint):
         """Saves at the end of an optimiser step when it is due, or when a signal came."""
         if trainer.fit_loop._should_accumulate() or trainer.global_step == self._saved_step:
             return
+        if not (self.monitor or "").startswith("val/"):
+            self._note_best(trainer)
         stop = self._agreed_signal(trainer)
         if stop or trainer.global_step % self.every_n_steps == 0:
             self.save(trainer)
@@ -100,6 +104,11 @@ class RunCheckpoint(Checkpoint):
                 self.folder.parent,
             )
             raise SystemExit(128 + stop)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the step that was just validated when it is the best so far."""
+        if not trainer.sanity_checking and (self.monitor or "").startswith("val/"):
+            self._note_best(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the last step."""
@@ -126,7 +135,6 @@ class RunCheckpoint(Checkpoint):
         step = trainer.global_step
         target = self.folder / f"step-{step:06d}"
         temporary = self.folder / f".step-{step:06d}.tmp"
-        self._note_best(trainer, step)
         if trainer.is_global_zero:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -152,27 +160,32 @@ class RunCheckpoint(Checkpoint):
         fsync_tree(temporary)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-        fsync_tree(self.folder / target.name)
+        fsync_folder(self.folder)
         write_text_atomic(self.folder / LATEST, target.name + "\n")
         self._prune()
 
+    def _drop_later(self, step: int) -> None:
+        """Removes half-written folders, and what an abandoned course of this run saved after this step."""
+        later = [path for path in checkpoints(self.folder) if _step(path) > step]
+        for path in [*later, *self.folder.glob(".step-*.tmp")]:
+            log.info("removing %s: the run goes on from step %d", path, step)
+            shutil.rmtree(path)
+
     def _prune(self) -> None:
-        kept = sorted(self.folder.glob("step-*"))
-        best = None if self.best is None else f"step-{self.best[1]:06d}"
-        for path in kept[: -self.keep_last]:
-            if path.name != best:
+        best = None if self.best is None else self.best[1]
+        for path in checkpoints(self.folder)[: -self.keep_last]:
+            if _step(path) != best:
                 shutil.rmtree(path)
 
-    def _note_best(self, trainer: pl.Trainer, step: int) -> None:
-        if self.monitor is None:
+    def _note_best(self, trainer: pl.Trainer) -> None:
+        """Compares a metric that was measured at this step, and keeps the step's checkpoint if it is the best."""
+        if self.monitor is None or self.monitor not in trainer.callback_metrics:
             return
-        if self.monitor not in trainer.callback_metrics:
-            log.info("callbacks.checkpoint.monitor=%s has not been logged by step %d", self.monitor, step)
-            return
-        value = float(trainer.callback_metrics[self.monitor])
-        better = self.best is None or (value < self.best[0] if self.mode == "min" else value > self.best[0])
-        if better:
+        value, step = float(trainer.callback_metrics[self.monitor]), trainer.global_step
+        if self.best is None or (value < self.best[0] if self.mode == "min" else value > self.best[0]):
             self.best = (value, step)
+            if self._saved_step != step:
+                self.save(trainer)
 
     def _agreed_signal(self, trainer: pl.Trainer) -> int:
         number = self._signal or 0
@@ -183,12 +196,21 @@ class RunCheckpoint(Checkpoint):
         return number
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """Returns the checkpoints of a run, oldest step first."""
+    return sorted(folder.glob("step-*"), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """Returns the newest checkpoint whose files all have the hashes of its manifest, or ``None``.
 
     A damaged one is passed over with a warning.
     """
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(checkpoints(folder)):
         problem = damage(path)
         if problem is None:
             return path

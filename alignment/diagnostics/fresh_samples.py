@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -79,7 +80,7 @@ class FreshSamples(Callback):
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: pl.Trainer, module: Any) -> Evaluation:
-        step = trainer.global_step
+        step, began = trainer.global_step, time.perf_counter()
         with contextlib.ExitStack() as stack:
             stack.enter_context(whole(module.policy))
             start = stack.enter_context(self._scorer(module))
@@ -100,6 +101,7 @@ class FreshSamples(Callback):
         if trainer.is_global_zero:
             record_evaluation(evaluation, self.folder, step=step, policy=f"step {step}")
             self._tables(trainer, evaluation)
+        module.leave_out(time.perf_counter() - began)
         return evaluation
 
     @contextlib.contextmanager

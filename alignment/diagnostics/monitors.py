@@ -27,7 +27,6 @@ class Monitor(Callback):
     def __init__(self, *, folder: Path) -> None:
         self.folder = folder
         self._alarmed = False
-        self._seen_step = -1
 
     def problem(self, metrics: dict[str, float]) -> tuple[str, dict[str, float]] | None:
         """Returns what is wrong, in words, with the values that show it; ``None`` when nothing is."""
@@ -35,12 +34,11 @@ class Monitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run must remember."""
-        return {"alarmed": self._alarmed, "seen_step": self._seen_step}
+        return {"alarmed": self._alarmed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
         self._alarmed = state_dict["alarmed"]
-        self._seen_step = state_dict["seen_step"]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

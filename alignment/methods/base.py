@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
@@ -67,8 +68,11 @@ class Method(pl.LightningModule):
         self.budget = {"prompts": 0.0, "tokens_trained": 0.0, "tokens_generated": 0.0, "seconds": 0.0}
         # With an adapter only the adapter is saved: the rest of the model is missing from a checkpoint by design.
         self.strict_loading = parts.bundle.adapter is None
-        self._clock = 0.0
+        self._clock = self._paused = 0.0
         self._last_log = (0.0, 0.0)
+        self._step_facts: dict[str, float] = {}
+        self._last_sums: MetricSums | None = None
+        self._logged_step = 0
 
     def configure_model(self) -> None:
         """Builds the bundle, once; under FSDP2 sharded over the data-parallel mesh."""
@@ -108,7 +112,31 @@ class Method(pl.LightningModule):
     def on_train_start(self) -> None:
         """Starts the clock of the budget."""
         self._clock = time.perf_counter()
-        self._last_log = (self._clock, self.budget["tokens_trained"])
+        self._last_log = (self.budget["seconds"], self.budget["tokens_trained"])
+
+    def on_validation_start(self) -> None:
+        """Stops the clock of the budget: an evaluation is no training."""
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self) -> None:
+        """Starts it again."""
+        self.leave_out(time.perf_counter() - self._paused)
+
+    def leave_out(self, seconds: float) -> None:
+        """Keeps time that was spent on something else than training out of the budget."""
+        self._clock += seconds
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Notes this step's learning rate and, when the step is logged, its gradient's norm before clipping."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
+            gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            self._step_facts = {
+                "train/optim/learning_rate": float(optimizer.param_groups[0]["lr"]),
+                "train/optim/grad_norm": whole_norm.item(),
+            }
 
     def configure_callbacks(self) -> list[Callback]:
         """Counts and logs in a callback: Lightning calls a module's own hook only after a checkpoint was saved."""
@@ -116,9 +144,10 @@ class Method(pl.LightningModule):
 
     def end_batch(self, batch: Batch) -> None:
         """Counts the budget, and logs at the end of an optimiser step."""
-        # Counts of the whole step are known on every rank, so no rank has to ask the others.
-        self.budget["prompts"] += batch.counts["records"] / self.shares
-        self.budget["tokens_trained"] += batch.counts["real_tokens"] / self.shares
+        # Counts of the whole step, all ranks together, are known on every rank: none has to ask the others.
+        accumulate = self.trainer.accumulate_grad_batches
+        self.budget["prompts"] += batch.counts["records"] / accumulate
+        self.budget["tokens_trained"] += batch.counts["real_tokens"] / accumulate
         now = time.perf_counter()
         self.budget["seconds"] += now - self._clock
         self._clock = now
@@ -129,7 +158,13 @@ class Method(pl.LightningModule):
             if every and self.global_step % every == 0:
                 self._log_train()
             else:
-                self.train_sums.clear()
+                self._last_sums, self.train_sums = self.train_sums, MetricSums()
+
+    def end_training(self) -> None:
+        """Logs the last step when the interval has not: a short run has metrics too."""
+        if self.global_step and self._logged_step != self.global_step and self._last_sums is not None:
+            self.train_sums = self._last_sums
+            self._log_train()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves the budget, and a reference that has changed, beside the weights."""
@@ -169,24 +204,21 @@ class Method(pl.LightningModule):
             )
         batches = itertools.chain.from_iterable(data.reference_dataloaders().values())
         shown: Iterable[Any] = tqdm(batches, desc="reference log-probs", unit=" batches", disable=None)
-        with whole(self.policy):
+        # In the precision of training: under bf16-mixed an fp32 reference would differ from the policy at step 0.
+        with whole(self.policy), self.trainer.precision_plugin.forward_context():
             cache = fill_cache(path, meta=meta, batches=shown, score=self.policy, device=self.device)
         data.attach_reference(cache)
 
     def _log_train(self) -> None:
-        now, tokens = time.perf_counter(), self.budget["tokens_trained"]
-        then, tokens_then = self._last_log
+        seconds, tokens = self.budget["seconds"], self.budget["tokens_trained"]
+        seconds_then, tokens_then = self._last_log
         metrics = with_prefix("train", self.means(self.train_sums))
-        metrics["train/optim/learning_rate"] = self._learning_rate()
-        metrics["train/speed/tokens_per_second"] = (tokens - tokens_then) / max(now - then, 1e-9)
+        metrics |= self._step_facts
+        metrics["train/speed/tokens_per_second"] = (tokens - tokens_then) / max(seconds - seconds_then, 1e-9)
         metrics |= with_prefix("train/budget", self.budget)
         self.publish(metrics)
-        self._last_log = (time.perf_counter(), tokens)
-
-    def _learning_rate(self) -> float:
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        return float(optimizer.param_groups[0]["lr"])
+        self._last_log = (seconds, tokens)
+        self._logged_step, self._last_sums = self.global_step, None
 
 
 class _EndOfBatch(Callback):
@@ -195,6 +227,10 @@ class _EndOfBatch(Callback):
     ) -> None:
         assert isinstance(pl_module, Method)
         pl_module.end_batch(batch)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Method)
+        pl_module.end_training()
 
 
 def _keep_trainable(module: torch.nn.Module, state: dict[str, Tensor], prefix: str, _metadata: Any) -> None:

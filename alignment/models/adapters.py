@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,8 +31,8 @@ def apply_adapter(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> P
     from peft import get_peft_model
 
     _check_adapter(model, config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.random.default_generator.manual_seed(seed)
         try:
             adapted = get_peft_model(model, config)
         except ValueError as error:
@@ -46,6 +46,20 @@ def apply_adapter(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> P
     return adapted  # type: ignore[return-value]
 
 
+_NOT_OFF = "with it, the model with its adapter off is no longer the base model: adapter_off would be a wrong reference"
+_NOT_MERGED = "the merged export does not know it, and would be another model"
+#: Options of peft that would give wrong numbers without a sign: name, values that are fine, why.
+_REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("bias", ("none",), _NOT_OFF),
+    ("init_lora_weights", (True, "gaussian"), _NOT_OFF),
+    ("use_dora", (False, None), _NOT_MERGED),
+    ("lora_bias", (False, None), _NOT_MERGED),
+    ("target_parameters", (None,), _NOT_MERGED),
+    ("trainable_token_indices", (None,), _NOT_MERGED),
+    ("layer_replication", (None,), _NOT_MERGED),
+)
+
+
 def _check_adapter(model: PreTrainedModel, config: LoraConfig) -> None:
     if config.lora_dropout:
         raise ConfigError(
@@ -54,7 +68,11 @@ def _check_adapter(model: PreTrainedModel, config: LoraConfig) -> None:
             expected="0.0",
             hint="with dropout the policy's log-probs differ from its own on the same tokens",
         )
-    head_names = {"lm_head", "embed_tokens", "wte", "embed_out"}
+    for name, neutral, why in _REFUSED:
+        value = getattr(config, name, None)
+        if value not in neutral:
+            raise ConfigError(f"adapter.{name}", got=value, expected=f"{neutral[0]!r}", hint=why)
+    head_names = {"lm_head", "embed_tokens", "wte", "embed_out", "embed_in"}
     saved = set(config.modules_to_save or ()) & head_names
     targeted = set() if isinstance(config.target_modules, str) else set(config.target_modules or ()) & head_names
     if model.config.get_text_config().tie_word_embeddings and (saved or targeted):

@@ -26,6 +26,7 @@ class ModelSource(Protocol):
 
     dtype: DType
     attention: Attention
+    quantization: Literal["4bit"] | None
     gradient_checkpointing: bool
     compile: bool
     chunk_tokens: int
@@ -147,11 +148,12 @@ class PretrainedModel:
         return model
 
     def weights_hash(self) -> str:
-        """Hashes the weight files of a folder; for a hub model its commit names them."""
+        """Hashes the configuration and the weight files of a folder; for a hub model its commit names them."""
         from transformers.utils import cached_file
 
         if is_local(self.path):
-            return hash_files(sorted(Path(self.path).glob("*.safetensors")))
+            folder = Path(self.path)
+            return hash_files([folder / "config.json", *sorted(folder.glob("*.safetensors"))])
         resolved = cached_file(self.path, "config.json", revision=self.revision)
         return f"{self.path}@{Path(str(resolved)).parent.name}"
 
@@ -221,6 +223,7 @@ class RandomModel:
         self.seed = seed
         self.dtype = dtype
         self.attention = attention
+        self.quantization: Literal["4bit"] | None = None
         self.gradient_checkpointing = gradient_checkpointing
         self.compile = compile
         self.chunk_tokens = chunk_tokens
@@ -249,8 +252,9 @@ class RandomModel:
         """Draws the weights; the process's own random state stays where it was."""
         from transformers import AutoModelForCausalLM
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        # On the CPU whatever the device: another device would draw other weights from the same seed.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.random.default_generator.manual_seed(self.seed)
             model = AutoModelForCausalLM.from_config(
                 self.config(), dtype=getattr(torch, self.dtype), attn_implementation=self.attention
             )

@@ -97,7 +97,7 @@ class ModelBundle:
         """
         return {
             "model_hash": self.source.weights_hash(),
-            "dtype": f"{self.source.dtype}, {precision}, {self.source.attention}",
+            "dtype": f"{self.source.dtype}, {precision}, {self.source.attention}, {self.source.quantization}",
             "tokenizer_hash": tokenizer_hash(self.tokenizer),
             "template": self.tokenizer.chat_template,
             "truncation": data.truncation,

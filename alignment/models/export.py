@@ -83,7 +83,7 @@ def merged_state(model: PeftModel, state: Mapping[str, Tensor]) -> dict[str, Ten
     from peft.utils import ModulesToSaveWrapper
 
     if getattr(model.get_base_model(), "is_quantized", False):
-        raise UserError("4-bit weights cannot take a merged adapter: export with export.adapter=separate")
+        raise UserError("4-bit weights cannot take a merged adapter: set export=separate")
     merged = {name: value for name, value in state.items() if ".lora_" not in name}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):

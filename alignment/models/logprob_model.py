@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: Changes whenever the path's numbers may change: it is part of the reference cache's key.
-LOGPROB_PATH_VERSION = 1
+LOGPROB_PATH_VERSION = 2
 
 
 class LogprobModel(nn.Module):

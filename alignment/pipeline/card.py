@@ -20,14 +20,15 @@ def model_card(cfg: DictConfig, manifest: dict[str, Any]) -> str:
     rows = "\n".join(f"| `{name}` | {value:.6g} |" for name, value in metrics.items() if _worth_showing(name))
     budget = "\n".join(f"| {name} | {value:,.0f} |" for name, value in manifest["budget"].items())
     start = manifest["model"]["source"]
+    method = str(cfg.method._target_).rsplit(".", 1)[-1]
     return f"""---
 library_name: transformers
-tags: [alignment, {cfg.name}]
+tags: [alignment, {method.lower()}]
 ---
 
-# {cfg.name} of {start}
+# {method} of {start}
 
-Trained with `alignment` {manifest["versions"]["alignment"]} by the method **{cfg.name}**.
+Trained with `alignment` {manifest["versions"]["alignment"]} by the method **{method}**.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 _ARTIFACT = re.compile(r"pipeline:(?P<pipeline>[\w-]+)/(?P<stage>[\w-]+)(?:/(?P<artefact>[\w-]+))?")
 #: Tells a stage which pipeline it belongs to, so that it cannot wait for itself.
 _ENVIRONMENT = "ALIGNMENT_PIPELINE"
+_OF_A_RANK = re.compile(r"(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)$|MASTER_(ADDR|PORT)$|TORCHELASTIC_|SLURM_")
 
 
 class StageFailed(RuntimeError):  # noqa: N818 - says what happened, as SystemExit and KeyboardInterrupt do
@@ -236,7 +237,9 @@ def _run_child(stage: Stage, arguments: list[str], name: str) -> int:
     command = [sys.executable, "-m", CLI_MODULE, stage.verb, *arguments]
     # The pipeline prints a report's path itself, at the end.
     stdout = subprocess.DEVNULL if stage.verb == "report" else None
-    environment = os.environ | {_ENVIRONMENT: name}
+    # A stage is a run of its own: it does not belong to the ranks of the run that asked for it.
+    environment = {key: value for key, value in os.environ.items() if not _OF_A_RANK.match(key)}
+    environment[_ENVIRONMENT] = name
     child = subprocess.Popen(command, stdout=stdout, env=environment)  # noqa: S603 - our own program
     try:
         return child.wait()

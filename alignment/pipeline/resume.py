@@ -51,6 +51,8 @@ def find_resume(cfg: DictConfig, run_dir: Path) -> Resume:
         if problem is not None:
             raise ConfigError("resume", got=str(path), expected="an undamaged checkpoint", hint=problem)
         return Resume(path.parent.parent, path / STATE)
+    if _is_complete(cfg, path):
+        return Resume(path, None, finished=True)
     checkpoint = latest_checkpoint(path / "checkpoints")
     if checkpoint is None:
         raise ConfigError(
@@ -60,6 +62,15 @@ def find_resume(cfg: DictConfig, run_dir: Path) -> Resume:
             hint="no such folder" if not path.exists() else "it holds no usable checkpoint",
         )
     return Resume(path, checkpoint / STATE)
+
+
+def _is_complete(cfg: DictConfig, run_dir: Path) -> bool:
+    """Whether a run has ended as this very configuration would end it: to go on would train nothing."""
+    manifest = run_dir / FILE
+    if not manifest.is_file():
+        return False
+    values = json.loads(manifest.read_text(encoding="utf-8"))
+    return values.get("status") == "finished" and values.get("config_hash") == config_hash(cfg)
 
 
 def _newest_equal_run(cfg: DictConfig, run_dir: Path) -> Resume:

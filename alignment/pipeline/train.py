@@ -15,7 +15,7 @@ import torch
 from hydra.utils import get_class, instantiate
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from alignment.data.datamodule import DataModule
 from alignment.data.encoding import tokenizer_hash
@@ -30,6 +30,7 @@ from alignment.pipeline.graph import resolve_artifacts
 from alignment.pipeline.manifest import Manifest, recorded, start_values
 from alignment.pipeline.resume import Resume, find_resume
 from alignment.types import Role
+from alignment.utils.errors import ConfigError
 from alignment.utils.launch import agreed_run_dir, children_join
 from alignment.utils.logs import log_to, quiet_libraries
 from alignment.utils.redact import save_config
@@ -49,6 +50,7 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> float | None:
         The value of the metric that ``objective`` names, for sweepers that optimise; ``None`` without one.
     """
     quiet_libraries()
+    require_devices(cfg)
     resume = find_resume(cfg, agreed_run_dir(run_dir))
     if resume.finished:
         log.info("%s is already finished: nothing to do (resume=null trains anew)", resume.run_dir)
@@ -62,6 +64,8 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> float | None:
     manifest = Manifest(run_dir, start_values(verb="train", cfg=cfg, overrides=overrides), is_writer=is_writer)
     with recorded(manifest), log_to(run_dir / "train.log", active=is_writer):
         cfg = resolve_artifacts(cfg)
+        # Ranks that Lightning starts read this file: they go on from what this one has found, and look for nothing.
+        cfg.resume = None if resume.checkpoint is None else str(resume.checkpoint.parent)
         if is_writer:
             save_config(cfg, run_dir / "config.yaml")
         return _train(cfg, run_dir, resume, manifest)
@@ -86,15 +90,42 @@ def _train(cfg: DictConfig, run_dir: Path, resume: Resume, manifest: Manifest) -
         cache_dir=_cache_dir(cfg),
     )
     data.setup("fit")
+    check_records(cfg, bundle, data)
     method: Method = instantiate(cfg.method, _convert_="all")(parts=_parts(cfg, bundle))
     trainer = build(cfg, run_dir, data)
     manifest.update(**_inputs(cfg, bundle, data))
     _launch_argv(run_dir, trainer)
+    before = dict(os.environ)
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resume.checkpoint, weights_only=True)
         return _finish(cfg, run_dir, method, trainer, manifest)
     finally:
         _close_loggers(trainer)
+        if trainer.strategy.launcher is not None:
+            _leave_group(before)
+
+
+def check_records(cfg: DictConfig, bundle: ModelBundle, data: DataModule) -> None:
+    """Refuses, before any weight is read, records that the model cannot read and measurements without prompts.
+
+    Raises:
+        ConfigError: Naming the key to change.
+    """
+    context = getattr(bundle.source.config().get_text_config(), "max_position_embeddings", None)
+    if context is not None and data.longest_tokens > context:
+        raise ConfigError(
+            "data.max_length",
+            got=cfg.data.max_length,
+            expected=f"at most {context}, the model's context",
+            hint=f"the longest record has {data.longest_tokens} tokens",
+        )
+    if data.num_validation_records == 0 and (cfg.callbacks or {}).get("fresh_samples") is not None:
+        raise ConfigError(
+            "callbacks.fresh_samples",
+            got="samples on held-out prompts",
+            expected="null, because nothing is held out",
+            hint="set callbacks.fresh_samples=null, or data.validation_size above 0",
+        )
 
 
 def build(cfg: DictConfig, run_dir: Path, data: DataModule) -> pl.Trainer:
@@ -121,8 +152,24 @@ def world_size(cfg: DictConfig) -> int:
     if "WORLD_SIZE" in os.environ:
         return int(os.environ["WORLD_SIZE"])
     devices = cfg.hardware.devices
-    a_node = torch.cuda.device_count() if devices in (-1, "auto") and torch.cuda.is_available() else int(devices)
+    if isinstance(devices, ListConfig):
+        a_node = len(devices)
+    else:
+        a_node = torch.cuda.device_count() if devices in (-1, "auto") and torch.cuda.is_available() else int(devices)
     return max(1, a_node) * int(cfg.hardware.num_nodes)
+
+
+def require_devices(cfg: DictConfig) -> None:
+    """Refuses, before anything is loaded, hardware that this machine does not have.
+
+    Raises:
+        ConfigError: Naming what there is.
+    """
+    wanted = cfg.hardware.accelerator
+    if wanted in ("cuda", "gpu") and not torch.cuda.is_available():
+        raise ConfigError(
+            "hardware.accelerator", got=wanted, expected="cpu", hint="torch sees no CUDA device here: use hardware=cpu"
+        )
 
 
 def require_enough_memory(cfg: DictConfig, bundle: ModelBundle) -> None:
@@ -173,6 +220,15 @@ def _close_loggers(trainer: pl.Trainer) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:
             logger.experiment.finish()
+
+
+def _leave_group(environment: dict[str, str]) -> None:
+    """Undoes what ranks that Lightning started leave behind: the next job of a sweep would take it for its own."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 def _inputs(cfg: DictConfig, bundle: ModelBundle, data: DataModule) -> dict[str, Any]:

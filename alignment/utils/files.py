@@ -47,6 +47,11 @@ def hash_file(path: Path) -> str:
 def fsync_tree(folder: Path) -> None:
     """Makes a folder durable, every file in it first."""
     for path in [*sorted(folder.rglob("*")), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        fsync_folder(path)
+
+
+def fsync_folder(path: Path) -> None:
+    """Makes a folder's list of names, or a file's content, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

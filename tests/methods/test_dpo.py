@@ -1,8 +1,11 @@
 import math
 
 import pytest
+import torch
 from method_tester import ADAPTED, FULL, TWO_PROCESSES, MethodTester
-from runs import job, metrics, train
+from runs import job, metrics, train, train_forked
+
+from alignment.utils.errors import ConfigError
 
 TESTER = MethodTester(overrides=("method=dpo", "method.beta=0.5"), uses_reference=True, start_loss=math.log(2))
 
@@ -63,3 +66,23 @@ def test_every_option_changes_something(tmp_path, override):
     base = metrics(train(job(tmp_path, *short), tmp_path / "base"))
     other = metrics(train(job(tmp_path, *short, override), tmp_path / "other"))
     assert base[3]["train/loss/total"] != other[3]["train/loss/total"]
+
+
+@pytest.mark.parametrize("hardware", TWO_PROCESSES)
+def test_the_budget_counts_every_process_once(tmp_path, hardware):
+    short = ("method=dpo", "trainer.max_steps=3", "export=null", "trainer.limit_val_batches=0")
+    one = metrics(train(job(tmp_path, *short), tmp_path / "one"))[3]
+    two = metrics(train_forked(job(tmp_path, *short, f"hardware={hardware}"), tmp_path / "two"))[3]
+    assert one["train/budget/prompts"] == 24
+    for name in ("train/budget/prompts", "train/budget/tokens_trained"):
+        assert two[name] == one[name]
+    assert two["train/optim/grad_norm"] == pytest.approx(one["train/optim/grad_norm"], rel=1e-4)
+    assert one["train/optim/learning_rate"] > 0
+
+
+def test_a_machine_without_a_gpu_is_told_before_anything_is_loaded(tmp_path):
+    if torch.cuda.is_available():
+        return
+    with pytest.raises(ConfigError, match="hardware.accelerator: got 'cuda', expected cpu"):
+        train(job(tmp_path, "method=dpo", "hardware=single_gpu"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
