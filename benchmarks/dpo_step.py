@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -159,7 +160,9 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def child(job: dict[str, Any]) -> dict[str, Any]:
     """Runs a job in a process of its own and returns what it printed last."""
     command = [sys.executable, str(HERE / "dpo_step_run.py"), json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # As `align train` sets it: threads that wait for one another sleep, so that a busy machine costs both the same.
+    passive = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=passive)
     if done.returncode:
         raise RuntimeError(f"{job['system']} failed:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])

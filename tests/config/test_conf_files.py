@@ -15,7 +15,11 @@ from alignment.config.validate import validate
 
 # What else must be chosen for a file to be part of something that can run.
 WITH = {
-    "data/demonstrations": ["method=sft"],
+    "data/demonstrations": ["method=sft", "reward=none"],
+    "data/hh": ["reward=none"],
+    "data/jsonl": ["reward=none"],
+    "data/openings": ["reward=none"],
+    "data/ultrafeedback": ["reward=none"],
     "data/world_demonstrations": ["method=sft"],
     "model/world_init": ["method=sft", "data=world_demonstrations"],
     "reference/adapter_off": ["adapter=lora"],

@@ -269,7 +269,15 @@ class TestRules:
             "model.quantization: got '4bit', expected null without an adapter"
         )
         assert message(*base, "adapter=lora").startswith("model.quantization: got '4bit', expected null on the CPU")
-        check(*base, "adapter=lora", "hardware=single_gpu")
+        assert message(*base, "adapter=lora", "hardware=single_gpu").startswith(
+            "export: got 'merged', expected separate"
+        )
+        check(*base, "adapter=lora", "hardware=single_gpu", "export=separate")
+
+    def test_the_worlds_true_reward_is_for_the_world(self) -> None:
+        data = ("data=jsonl", "data.train.path=my.jsonl")
+        assert message(*data).startswith("reward: got 'gold', expected another reward, or none")
+        check(*data, "reward=none")
 
     @pytest.mark.parametrize(
         ("override", "expected"),

@@ -43,6 +43,11 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"prompt": [USER], "chosen": "Hello", "rejected": "Go away"},
     ),
     (
+        "chat prompts with text pairs",
+        {"prompt": [USER], "chosen": "Hello", "rejected": "Go away", "margin": 1.0},
+        {"prompt": [USER], "chosen": "Hello", "rejected": "Go away", "margin": 1.0},
+    ),
+    (
         "text pairs",
         {"prompt": "Q: ", "chosen": "a", "rejected": "b", "margin": 2.5},
         {"prompt": "Q: ", "chosen": "a", "rejected": "b", "margin": 2.5},

@@ -158,13 +158,3 @@ def test_openings(write_jsonl: Callable[..., Path]) -> None:
         Openings(source=FileSource(path=str(path)), num_words=6).load()
     with pytest.raises(ConfigError, match="plain texts"):
         Openings(source=FileSource(path=str(write_jsonl([PAIR]))), num_words=2).load()
-
-
-def test_a_chat_prompt_with_text_answers_is_a_chat_pair(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    row = {"prompt": [{"role": "user", "content": "Hi"}], "chosen": "Hello there.", "rejected": "No."}
-    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
-    source = FileSource(path=str(path), columns=None, as_chat=False, on_bad_row="error")
-    assert source.kind is RecordKind.PREFERENCE
-    (loaded,) = source.load()
-    assert json.loads(loaded["chosen"]) == [{"role": "assistant", "content": "Hello there."}]

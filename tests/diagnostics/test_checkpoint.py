@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import exported, job, metrics, train
 
 from alignment.diagnostics import checkpoint as checkpoint_module
 from alignment.diagnostics.checkpoint import LATEST, MANIFEST, STATE, damage, latest_checkpoint
 from alignment.utils.errors import ConfigError, UserError
+
+from runs import exported, job, metrics, train
 
 
 def interrupted(tmp_path: Path, stop, *overrides: str) -> tuple[subprocess.Popen, Path]:
@@ -169,3 +170,36 @@ def test_the_process_ends_up_with_the_handlers_it_had(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     train(job(tmp_path, "trainer.max_steps=1", "export=null"), tmp_path / "run")
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_validated_metric_is_credited_to_the_step_that_it_was_measured_at(tmp_path):
+    cfg = job(
+        tmp_path,
+        "export=null",
+        "trainer.val_every_n_steps=2",
+        "callbacks.checkpoint.every_n_steps=2",
+        "callbacks.checkpoint.monitor=val/loss/total",
+    )
+    run_dir = train(cfg, tmp_path / "run")
+    rows = metrics(run_dir)
+    losses = {step: row["val/loss/total"] for step, row in rows.items() if "val/loss/total" in row}
+    assert set(losses) == {2, 4, 6}
+    state = torch.load(run_dir / "checkpoints" / "step-000006" / STATE, weights_only=True)
+    saved = next(value for key, value in state["callbacks"].items() if "RunCheckpoint" in key)["best"]
+    before = {step: loss for step, loss in losses.items() if step < 6}
+    assert saved[1] == min(before, key=before.__getitem__)
+    assert saved[0] == pytest.approx(losses[saved[1]])
+
+
+def test_going_on_from_an_earlier_checkpoint_leaves_the_abandoned_course(tmp_path):
+    run_dir = train(job(tmp_path, "export=null"), tmp_path / "run")
+    first = run_dir / "checkpoints" / "step-000002"
+    train(job(tmp_path, "export=null", f"resume={first}", "trainer.max_steps=3"), tmp_path / "unused")
+    assert latest_checkpoint(run_dir / "checkpoints").name == "step-000003"
+
+
+def test_resuming_a_finished_run_keeps_its_results(tmp_path):
+    run_dir = train(job(tmp_path), tmp_path / "run")
+    before = (run_dir / "manifest.json").read_text()
+    train(job(tmp_path, f"resume={run_dir}"), tmp_path / "unused")
+    assert (run_dir / "manifest.json").read_text() == before

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from runs import SMALL, exported, job, metrics, train, train_forked
 
 MEASURED = (

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import job, train
 
 from alignment.diagnostics.health import NonFiniteLossError
 from alignment.diagnostics.monitors import LengthBias, LikelihoodDisplacement, Overfitting
+
+from runs import job, train
 
 
 def look(monitor, step: int, **values: float) -> None:

@@ -3,9 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from loss_tester import LossTester
 
 from alignment.losses.dpo import dpo_loss
+
+from loss_tester import LossTester
 
 ARGUMENTS = (
     "policy_chosen_sum_logps",

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from loss_tester import LossTester
 
 from alignment.losses.ipo import ipo_loss
+
+from loss_tester import LossTester
 
 ARGUMENTS = (
     "policy_chosen_logps",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from runs import exported, job, metrics, train, train_forked
 
 #: Strategies of the reference that agree in what they compute, with the adapter that each needs.

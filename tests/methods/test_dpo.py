@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
-from method_tester import ADAPTED, FULL, TWO_PROCESSES, MethodTester
-from runs import job, metrics, train, train_forked
 
 from alignment.utils.errors import ConfigError
+
+from method_tester import ADAPTED, FULL, TWO_PROCESSES, MethodTester
+from runs import job, metrics, train, train_forked
 
 TESTER = MethodTester(overrides=("method=dpo", "method.beta=0.5"), uses_reference=True, start_loss=math.log(2))
 
@@ -80,9 +81,31 @@ def test_the_budget_counts_every_process_once(tmp_path, hardware):
     assert one["train/optim/learning_rate"] > 0
 
 
+def test_cached_log_probs_have_the_precision_of_training(tmp_path):
+    """T14 under bf16-mixed: at step 0 the loss is ln 2 whatever the reference costs."""
+    for reference in ("frozen_copy", "precomputed"):
+        cfg = job(
+            tmp_path, "method=dpo", f"reference={reference}", "hardware.precision=bf16-mixed", "trainer.max_steps=1"
+        )
+        rows = metrics(train(cfg, tmp_path / reference))
+        assert abs(rows[1]["train/loss/total"] - math.log(2)) < 1e-5, reference
+
+
+def test_a_short_run_logs_its_last_step(tmp_path):
+    run_dir = train(
+        job(tmp_path, "method=dpo", "trainer.max_steps=3", "trainer.log_every_n_steps=10"), tmp_path / "run"
+    )
+    assert set(metrics(run_dir)) == {3}
+
+
+def test_records_longer_than_the_context_are_refused_before_any_weight_is_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"data.max_length: got 128, expected at most 16, the model's context"):
+        train(job(tmp_path, "method=dpo", "model.config.max_position_embeddings=16"), tmp_path / "run")
+
+
 def test_a_machine_without_a_gpu_is_told_before_anything_is_loaded(tmp_path):
     if torch.cuda.is_available():
         return
-    with pytest.raises(ConfigError, match="hardware.accelerator: got 'cuda', expected cpu"):
+    with pytest.raises(ConfigError, match=r"hardware.accelerator: got 'cuda', expected cpu"):
         train(job(tmp_path, "method=dpo", "hardware=single_gpu"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,5 @@
 import pytest
+
 from method_tester import FULL, TWO_PROCESSES, MethodTester
 from runs import job, metrics, train
 

@@ -7,11 +7,12 @@ import math
 
 import pytest
 import torch
-from method_tester import TWO_PROCESSES, MethodTester
-from runs import job, metrics, train
 
 from alignment.diagnostics.checkpoint import STATE
 from alignment.utils.errors import UserError
+
+from method_tester import TWO_PROCESSES, MethodTester
+from runs import job, metrics, train
 
 REFRESHED = MethodTester(
     overrides=("method=dpo", "method.beta=0.5", "reference.refresh_every_n_steps=3", "reference.refresh_mix=0.6"),

@@ -1,4 +1,5 @@
 import pytest
+
 from method_tester import TWO_PROCESSES, MethodTester
 
 TESTERS = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import LoraConfig
-from tiny import random_batch, tiny_causal_lm, tiny_model
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -13,6 +12,8 @@ from alignment.models.adapters import adapter_disabled, apply_adapter
 from alignment.models.export import export
 from alignment.models.logprob_model import LogprobModel
 from alignment.utils.errors import ConfigError
+
+from tiny import random_batch, tiny_causal_lm, tiny_model
 
 
 def lora(**fields) -> LoraConfig:
@@ -126,3 +127,18 @@ def test_the_adapters_weights_depend_on_the_seed_and_on_nothing_else():
     assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
     assert not torch.equal(weights[0][0], weights[2][0])
     assert state is not None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("use_dora", True),
+        ("lora_bias", True),
+        ("bias", "all"),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", False),
+    ],
+)
+def test_options_that_break_the_reference_or_the_merged_export_are_refused(field, value):
+    with pytest.raises(ConfigError, match=f"adapter.{field}: got {value!r}"):
+        apply_adapter(tiny_causal_lm("llama"), lora(**{field: value}), seed=0)

@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_causal_lm
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
@@ -15,6 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from alignment.data.tokenizer import TokenizerOptions
 from alignment.models.backbone import PretrainedModel
 from alignment.utils.errors import ConfigError, UserError
+
+from tiny import tiny_causal_lm
 
 OWN = TokenizerOptions(pad_token=None, eos_token=None, bos_token=None, chat_template=None)
 

@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 from peft import LoraConfig
-from tiny import LENGTHS, random_sequences
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
@@ -19,6 +18,8 @@ from alignment.models.memory import plan_memory, require_memory
 from alignment.models.references import AdapterOff, FrozenCopy, Precomputed
 from alignment.types import PreferenceBatch, Role
 from alignment.utils.errors import ConfigError, UserError
+
+from tiny import LENGTHS, random_sequences
 
 FROZEN = partial(FrozenCopy, refresh_every_n_steps=None, refresh_mix=1.0)
 

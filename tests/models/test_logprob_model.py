@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig
-from tiny import FAMILIES, LENGTHS, random_batch, random_sequences, tiny_causal_lm, tiny_model
 
 from alignment.data.collate import token_batch
 from alignment.models.adapters import apply_adapter
 from alignment.models.logprob_model import LogprobModel, active_head, check_head
 from alignment.utils.errors import UserError
+
+from tiny import FAMILIES, LENGTHS, random_batch, random_sequences, tiny_causal_lm, tiny_model
 
 
 def by_hand(model, sequence, temperature: float = 1.0) -> torch.Tensor:

@@ -115,7 +115,8 @@ def ours(case: Case, *, beta: float, label_smoothing: float) -> tuple[Result, Pr
         chunk_tokens=7,
         tokenizer=TokenizerOptions(None, None, None, None),
     )
-    bundle = ModelBundle(source=source, adapter=None, reference=FrozenCopy, seed=0)
+    frozen = partial(FrozenCopy, refresh_every_n_steps=None, refresh_mix=1.0)
+    bundle = ModelBundle(source=source, adapter=None, reference=frozen, seed=0)
     parts = Parts(bundle=bundle, optimizer=torch.optim.AdamW, schedule=None, cache_dir=case.work)
     method = DPO(beta=beta, label_smoothing=label_smoothing, parts=parts)
     method.configure_model()

@@ -20,9 +20,10 @@ import torch
 pytest.importorskip("trl", reason="parity with TRL needs the extra `peers`: pip install -e '.[peers]'")
 
 from equal_inputs import save_model, word_tokenizer, write_pairs
-from runs import exported, job, metrics, train
 from safetensors.torch import load_file
 from trl_peer import dpo_config, dpo_trainer
+
+from runs import exported, job, metrics, train
 
 VOCABULARY = 128
 EPOCHS, RECORDS, BATCH, MICRO = 5, 16, 4, 2
