@@ -34,7 +34,7 @@ _PACKAGES = (
     "tokenizers",
 )
 #: Keys that say where and how long, not what: two runs that differ in nothing else are the same run.
-_NOT_IDENTITY = ("paths", "resume", "logger", "callbacks")
+NOT_IDENTITY = ("paths", "resume", "logger", "callbacks")
 
 
 class Manifest:
@@ -103,7 +103,7 @@ def start_values(*, verb: str, cfg: DictConfig, overrides: list[str]) -> dict[st
 
 def config_hash(cfg: DictConfig) -> str:
     """Names a configuration by content, leaving out where its results go and how it is watched."""
-    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in _NOT_IDENTITY])
+    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in NOT_IDENTITY])
     text = OmegaConf.to_yaml(plain, resolve=True, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

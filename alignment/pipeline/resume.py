@@ -6,11 +6,12 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from alignment.diagnostics.checkpoint import STATE, damage, latest_checkpoint
-from alignment.pipeline.manifest import FILE, config_hash
+from alignment.pipeline.manifest import FILE, NOT_IDENTITY, config_hash
 from alignment.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -50,9 +51,11 @@ def find_resume(cfg: DictConfig, run_dir: Path) -> Resume:
         problem = damage(path)
         if problem is not None:
             raise ConfigError("resume", got=str(path), expected="an undamaged checkpoint", hint=problem)
+        _say_what_changed(cfg, path.parent.parent)
         return Resume(path.parent.parent, path / STATE)
     if _is_complete(cfg, path):
         return Resume(path, None, finished=True)
+    _say_what_changed(cfg, path)
     checkpoint = latest_checkpoint(path / "checkpoints")
     if checkpoint is None:
         raise ConfigError(
@@ -62,6 +65,32 @@ def find_resume(cfg: DictConfig, run_dir: Path) -> Resume:
             hint="no such folder" if not path.exists() else "it holds no usable checkpoint",
         )
     return Resume(path, checkpoint / STATE)
+
+
+def _say_what_changed(cfg: DictConfig, run_dir: Path) -> None:
+    """Warns of every key whose value is not the one that the run began with: it may be meant, as more steps are."""
+    saved = run_dir / "config.yaml"
+    if not saved.is_file():
+        return
+    before, now = _leaves(OmegaConf.load(saved)), _leaves(cfg)
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if changed:
+        shown = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:8])
+        log.warning("%s goes on with another configuration than it began with: %s", run_dir, shown)
+
+
+def _leaves(cfg: Any) -> dict[str, Any]:
+    """Returns a configuration's values by dotted key, without those that say where and how it is watched."""
+
+    def walk(value: Any, key: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {key: value}
+        return {name: leaf for inner, part in value.items() for name, leaf in walk(part, f"{key}.{inner}").items()}
+
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    kept = {str(key): value for key, value in plain.items() if key not in NOT_IDENTITY}
+    return {name.lstrip("."): leaf for name, leaf in walk(kept, "").items()}
 
 
 def _is_complete(cfg: DictConfig, run_dir: Path) -> bool:

@@ -203,3 +203,9 @@ def test_resuming_a_finished_run_keeps_its_results(tmp_path):
     before = (run_dir / "manifest.json").read_text()
     train(job(tmp_path, f"resume={run_dir}"), tmp_path / "unused")
     assert (run_dir / "manifest.json").read_text() == before
+
+
+def test_going_on_with_another_configuration_is_said(tmp_path, caplog):
+    run_dir = train(job(tmp_path, "export=null", "trainer.max_steps=2"), tmp_path / "run")
+    train(job(tmp_path, "export=null", "trainer.max_steps=4", f"resume={run_dir}"), tmp_path / "unused")
+    assert "goes on with another configuration than it began with: trainer.max_steps: 2 -> 4" in caplog.text
