@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +25,17 @@ class Role(StrEnum):
     REFERENCE = "reference"
     REWARD = "reward"
     CRITIC = "critic"
+
+
+class Head(StrEnum):
+    """What sits on the trained model's trunk, and so what its forward gives."""
+
+    LANGUAGE = "language"
+    """Log-probs of scored tokens: :class:`TokenLogps`."""
+    SCORE = "score"
+    """One value a sequence, read at its last real token: a reward model."""
+    STEPS = "steps"
+    """The two logits (wrong, right) of each scored token: a process reward model."""
 
 
 class OnDevice:
@@ -41,11 +52,14 @@ class OnDevice:
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         changed: dict[str, Any] = {}
         for item in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, item.name)
+            value: Any = getattr(self, item.name)
             if isinstance(value, Tensor):
                 changed[item.name] = function(value)
             elif isinstance(value, OnDevice):
                 changed[item.name] = value._map(function)
+            elif isinstance(value, tuple):
+                entries = cast("tuple[Any, ...]", value)
+                changed[item.name] = tuple(e._map(function) if isinstance(e, OnDevice) else e for e in entries)
         return replace(self, **changed)  # type: ignore[type-var]
 
 
@@ -64,6 +78,8 @@ class TokenBatch(OnDevice):
         sequence_index: For each scored token the sequence that it belongs to; ascending.
         num_sequences: How many sequences the batch holds.
         num_real_tokens: Tokens that are not padding, prompts included.
+        in_completion: Which scored tokens belong to a completion; ``None`` where all do. A method that also
+            learns from prompts (``scores_prompt``) has the prompt's tokens scored, and marked False here.
     """
 
     input_ids: Int[Tensor, "rows width"]
@@ -74,6 +90,7 @@ class TokenBatch(OnDevice):
     sequence_index: Int[Tensor, "tokens"]
     num_sequences: int
     num_real_tokens: int
+    in_completion: Bool[Tensor, "tokens"] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,21 +121,45 @@ class PreferenceBatch(Batch):
     """Pairs: sequences 0..n-1 are the chosen, n..2n-1 the rejected completions.
 
     ``counts`` also holds ``chosen_tokens``. ``reference_token_logps`` is there when they come from
-    the reference cache.
+    the reference cache. ``probabilities`` says how likely it is that the chosen one is the better, in [.5, 1]:
+    ties and divided votes are below 1; ``None`` where every label is hard.
     """
 
     tokens: TokenBatch
     margins: Float[Tensor, "records"]
     reference_token_logps: Float[Tensor, "tokens"] | None = None
+    probabilities: Float[Tensor, "records"] | None = None
+
+
+@dataclass(frozen=True)
+class Mismatched(OnDevice):
+    """The prompts of a micro-batch's records, each followed by the completion of another prompt.
+
+    Attributes:
+        ids: The records' ids.
+        weights: 1 for a record, 0 for a filler.
+        tokens: One sequence a record.
+        reference_token_logps: There when they come from the reference cache.
+    """
+
+    ids: tuple[str, ...]
+    weights: Float[Tensor, "records"]
+    tokens: TokenBatch
+    reference_token_logps: Float[Tensor, "tokens"] | None = None
 
 
 @dataclass(frozen=True)
 class BinaryBatch(Batch):
-    """Completions with a thumbs up (True) or down: one sequence a record."""
+    """Completions with a thumbs up (True) or down: one sequence a record.
+
+    ``mismatched`` is there for KTO's baseline: the first micro-batch of an optimiser step carries those of all of
+    this rank's micro-batches of the step, the others none.
+    """
 
     tokens: TokenBatch
     labels: Bool[Tensor, "records"]
     reference_token_logps: Float[Tensor, "tokens"] | None = None
+    mismatched: tuple[Mismatched, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,35 +186,43 @@ class PromptBatch(Batch):
 class TokenLogps(OnDevice):
     """The log-prob path's result, flat over the batch's scored tokens.
 
+    Sums and means a sequence are over the completion's tokens only, also where prompts are scored.
+
     Attributes:
         token_logps: log p(token | prefix) in nats, fp32.
         sequence_index: As in the batch.
         num_sequences: As in the batch.
+        in_completion: As in the batch.
+        collision_logps: log of the sum over the vocabulary of p(. | prefix)^2, in nats, without gradient: the
+            log-probability that two draws are the same token. There when it was asked for.
     """
 
     token_logps: Float[Tensor, "tokens"]
     sequence_index: Int[Tensor, "tokens"]
     num_sequences: int
+    in_completion: Bool[Tensor, "tokens"] | None = None
+    collision_logps: Float[Tensor, "tokens"] | None = None
 
     @property
     def num_tokens(self) -> Float[Tensor, "sequences"]:
-        """Scored tokens of each sequence."""
+        """Completion tokens of each sequence."""
         return self.sum_by_sequence(torch.ones_like(self.token_logps))
 
     @property
     def sum_logps(self) -> Float[Tensor, "sequences"]:
-        """S(y): the sum over each sequence's scored tokens, in nats."""
+        """S(y): the sum over each completion's tokens, in nats."""
         return self.sum_by_sequence(self.token_logps)
 
     @property
     def mean_logps(self) -> Float[Tensor, "sequences"]:
-        """M(y): the mean over each sequence's scored tokens, in nats a token."""
+        """M(y): the mean over each completion's tokens, in nats a token."""
         return self.sum_logps / self.num_tokens
 
     def sum_by_sequence(self, values: Float[Tensor, "tokens"]) -> Float[Tensor, "sequences"]:
-        """Adds up any value that is flat over scored tokens, sequence by sequence."""
+        """Adds up any value that is flat over scored tokens, completion by completion."""
         total = values.new_zeros(self.num_sequences)
-        return total.index_add(0, self.sequence_index, values)
+        kept = values if self.in_completion is None else torch.where(self.in_completion, values, 0.0)
+        return total.index_add(0, self.sequence_index, kept)
 
 
 @dataclass(frozen=True)

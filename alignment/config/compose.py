@@ -159,8 +159,10 @@ def hydra_config(cfg: DictConfig) -> Iterator[None]:
 
 
 def _groups(loader: ConfigLoaderImpl) -> dict[str, list[str]]:
-    names = [name for name in loader.list_groups("") if name != "hydra"]
-    return {name: loader.get_group_options(name, ObjectType.CONFIG) for name in names}
+    """Returns the choices of every group, nested ones (``method/loss``) behind the others."""
+    outer = [name for name in loader.list_groups("") if name != "hydra"]
+    nested = [f"{name}/{inner}" for name in outer for inner in loader.list_groups(name)]
+    return {name: loader.get_group_options(name, ObjectType.CONFIG) for name in [*outer, *nested]}
 
 
 def _syntax_error(loader: ConfigLoaderImpl, error: OverrideParseException) -> UserError:
@@ -198,8 +200,11 @@ def _composition_error(
     message = str(error)
     if found := re.match(r"Could not override '([^']*)'", message):
         return _unknown_key(loader, config_name, overrides, found[1])
-    if found := re.match(r"(\S+) appears more than once in the final defaults list", message):
-        return UserError(f"+{found[1]}=...: '{found[1]}' has a choice already. Write {found[1]}=... without '+'")
+    if found := re.match(r"(?:Multiple values for )?(\S+?)( appears more than once|\. To override a value)", message):
+        # A choice that is taken twice brings the groups inside it twice.
+        added = [item[1:].split("=")[0] for item in overrides if item.startswith("+")]
+        group = next((name for name in added if f"{found[1]}/".startswith(f"{name}/")), found[1])
+        return UserError(f"+{group}=...: '{group}' has a choice already. Write {group}=... without '+'")
     if message.startswith("Config group override must be a string"):
         return _no_choice(loader, overrides)
     if found := re.match(r"You must specify '([^']*)'", message):
@@ -238,6 +243,10 @@ def _unknown_key(loader: ConfigLoaderImpl, config_name: str, overrides: Sequence
     value = given.split("=", 1)[1]
     groups = _groups(loader)
     group = key.split("@")[0]
+    outer, _, inner = group.rpartition("/")
+    if group in groups and outer:
+        hint = f"Not every choice of '{outer}' has a group '{inner}'"
+        return ConfigError(key, got=value, expected=f"a group of the chosen '{outer}'", hint=hint)
     if group in groups:
         hint = f"'{group}' is not in the defaults of '{config_name}': write +{group}={value}"
         return ConfigError(key, got=value, expected="a group that has a choice already", hint=hint)

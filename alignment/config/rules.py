@@ -62,6 +62,18 @@ def reference_is_there(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
         )
 
 
+def judges_write_nothing(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """A model that is trained to judge has no language head to sample from."""
+    roles = _roles(targets)
+    if roles is not None and "policy" not in roles and _get(cfg, "callbacks", "fresh_samples") is not None:
+        yield ConfigError(
+            "callbacks.fresh_samples",
+            got="samples from the trained model",
+            expected=f"null, because {_class_name(targets, 'method')} trains a model that judges and writes nothing",
+            hint="Set callbacks.fresh_samples=null",
+        )
+
+
 def quantization_needs_adapter(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
     """Quantised weights cannot train."""
     quantization = _get(cfg, "model", "quantization")
@@ -99,16 +111,37 @@ def quantised_weights_export_an_adapter(cfg: Config, targets: Targets) -> Iterat
 
 def gold_reward_knows_its_data(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
     """The embedded world's true reward can judge the embedded world only."""
-    source = targets.get("data.train")
-    if _class_name(targets, "reward") == "GoldReward" and not getattr(source, "__module__", "").startswith(
-        "alignment.data.worlds"
-    ):
+    module = getattr(targets.get("data.train"), "__module__", "")
+    if _class_name(targets, "reward") == "GoldReward" and module != "alignment.data.worlds.sources":
         yield ConfigError(
             "reward",
             got="gold",
             expected="another reward, or none, for data that is not the embedded world's",
             hint="Set reward=none: fresh samples then have KL, length and diversity. Or reward=vader, or your own",
         )
+
+
+def selection_is_complete(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """A choice among samples needs samples, a reward that measures it, and a scorer only where it asks one."""
+    selection, scorer = cfg.get("selection"), cfg.get("scorer")
+    if selection is None:
+        if scorer is not None:
+            got, hint = _class_name(targets, "scorer"), "Set selection=best_of_n, or scorer=none"
+            yield ConfigError("scorer", got=got, expected="none without a selection", hint=hint)
+        return
+    if cfg.get("reward") is None:
+        yield ConfigError("reward", got="none", expected="a reward, to measure what was selected by", hint="")
+    num_samples = _get(cfg, "rollout", "sampling", "num_samples")
+    if isinstance(num_samples, int) and num_samples < 2:
+        expected = "at least 2, for selection to choose from"
+        yield ConfigError("rollout.sampling.num_samples", got=num_samples, expected=expected, hint="16 is usual")
+    asks = selection.get("weights") != "equal"
+    if asks and scorer is None:
+        hint = "Set scorer=model and scorer.paths=[...], or selection=majority_vote"
+        yield ConfigError("scorer", got="none", expected=f"a scorer for {_class_name(targets, 'selection')}", hint=hint)
+    if not asks and scorer is not None:
+        hint = "Set selection.weights=score, or scorer=none"
+        yield ConfigError("scorer", got=_class_name(targets, "scorer"), expected="none for equal votes", hint=hint)
 
 
 def numbers_are_in_range(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
@@ -120,7 +153,7 @@ def numbers_are_in_range(cfg: Config, targets: Targets) -> Iterator[ConfigError]
 
 
 _RANGES = (
-    ("method.beta", 0, True, "It weighs the distance to the reference"),
+    ("method.beta", 0, True, "It scales rewards"),
     ("optim.lr", 0, True, "Nothing would be learnt"),
     ("optim.weight_decay", 0, False, "A negative decay makes weights grow"),
     ("trainer.gradient_clip_val", 0, True, "null switches clipping off"),
@@ -172,10 +205,12 @@ RULES: tuple[Rule, ...] = (
     adapter_off_needs_adapter,
     reference_is_used,
     reference_is_there,
+    judges_write_nothing,
     quantization_needs_adapter,
     quantization_needs_gpu,
     quantised_weights_export_an_adapter,
     gold_reward_knows_its_data,
+    selection_is_complete,
     numbers_are_in_range,
     run_has_an_end,
     micro_batch_fits,

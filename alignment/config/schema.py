@@ -81,6 +81,8 @@ class EvaluateConfig:
     hardware: Node
     rollout: Node
     reward: Node | None
+    selection: Node | None
+    scorer: Node | None
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,21 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True)
+class LabelConfig:
+    """Keys of ``align label``."""
+
+    name: str
+    separator: str
+    labels: Literal["soft", "hard"]
+    paths: Node
+    model: Node
+    data: Node
+    hardware: Node
+    rollout: Node
+    reward: Node | None
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """One stage of a pipeline.
 
@@ -113,7 +130,7 @@ class StageConfig:
         needs: Stages that must have finished first, besides those that ``overrides`` refer to.
     """
 
-    verb: Literal["train", "evaluate", "generate", "report"]
+    verb: Literal["train", "evaluate", "generate", "label", "report"]
     overrides: list[str] = field(default_factory=list)
     needs: list[str] = field(default_factory=list)
 
@@ -150,6 +167,7 @@ ROOTS: dict[str, type] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
+    "label": LabelConfig,
     "pipeline": PipelineConfig,
 }
 

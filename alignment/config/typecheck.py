@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections.abc
 import json
+import re
 import types
 import typing
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
@@ -15,7 +16,8 @@ def mismatch(value: Any, annotation: Any, targets: dict[int, Any]) -> str | None
     """Says what would have been accepted, or returns ``None`` when the value fits.
 
     Values are checked strictly: a text is no number, ``yes`` is no boolean and 1.5 no integer; an integer is a float,
-    a list is a tuple, and a text is a path or the value of an enumeration.
+    a list is a tuple, and a text is a path or the value of an enumeration. ``Annotated[float, "[0, 0.5)"]`` is a number
+    in an interval.
 
     Args:
         value: Plain data; a mapping with ``_target_`` stands for what it builds.
@@ -26,6 +28,8 @@ def mismatch(value: Any, annotation: Any, targets: dict[int, Any]) -> str | None
     'a number'
     >>> mismatch(1, float, {}) is None
     True
+    >>> mismatch(0.5, typing.Annotated[float, "[0, 0.5)"], {})
+    'a number in [0, 0.5)'
     """
     return None if _fits(value, annotation, targets) else describe(annotation)
 
@@ -37,6 +41,8 @@ def describe(annotation: Any) -> str:
     "'a', 'b' or null"
     """
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return " in ".join([describe(args[0]), *filter(_is_interval, args[1:])])
     if origin is Literal:
         return _joined(_values(annotation))
     if _is_union(annotation):
@@ -48,6 +54,7 @@ def describe(annotation: Any) -> str:
     return _WORDS.get(annotation) or getattr(annotation, "__name__", str(annotation))
 
 
+_INTERVAL = re.compile(r"(?P<left>[\[(])(?P<low>-?[\w.]+), (?P<high>-?[\w.]+)(?P<right>[\])])")
 _WORDS: dict[Any, str] = {
     None: "null",
     type(None): "null",
@@ -75,7 +82,21 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (Union, types.UnionType)
 
 
+def _is_interval(note: Any) -> bool:
+    return isinstance(note, str) and _INTERVAL.fullmatch(note) is not None
+
+
+def _is_in(value: float, interval: str) -> bool:
+    found = _INTERVAL.fullmatch(interval)
+    assert found is not None
+    low, high = float(found["low"]), float(found["high"])
+    return low <= value <= high and (value, found["left"]) != (low, "(") and (value, found["right"]) != (high, ")")
+
+
 def _fits(value: Any, annotation: Any, targets: dict[int, Any]) -> bool:
+    if typing.get_origin(annotation) is Annotated:
+        bare, *notes = typing.get_args(annotation)
+        return _fits(value, bare, targets) and all(_is_in(value, note) for note in filter(_is_interval, notes))
     if not _holds_node(value):
         return _accepts(value, annotation)
     if isinstance(value, dict) and "_target_" in value:

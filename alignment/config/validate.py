@@ -14,17 +14,22 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from alignment.config.paths import conf_dir
 from alignment.config.rules import check_rules
 from alignment.config.schema import PLAIN_GROUPS, ROOTS, Node
 from alignment.config.targets import check_text, resolve
 from alignment.config.typecheck import describe, mismatch
 from alignment.utils.errors import ConfigError, nearest
 
-#: What the program adds to a node with ``_partial_: true``, by group. These parameters are no business of the YAML's,
-#: and every other parameter without a default is.
+#: What the program adds to a node with ``_partial_: true``, by the node's key: the longest that it begins with. These
+#: parameters are no business of the YAML's, and every other parameter without a default is.
 RUNTIME: dict[str, frozenset[str]] = {
     "method": frozenset({"parts"}),
-    "data": frozenset({"tokenizer", "batch_type", "seed", "cache_dir"}),
+    "method.loss": frozenset(
+        {"chosen_log_ratio", "rejected_log_ratio", "beta", "reference_margin", "weights", "reward_shift"}
+    ),
+    "method.divergence": frozenset({"log_ratio"}),
+    "data": frozenset({"tokenizer", "batch_type", "seed", "cache_dir", "score_prompt", "soft_labels", "mismatched"}),
     "optim": frozenset({"params"}),
     "schedule": frozenset({"optimizer", "total_steps"}),
     "reference": frozenset({"policy", "load_frozen"}),
@@ -138,8 +143,7 @@ def _check_call(key: str, node: Mapping[str, Any], target: Any, targets: dict[in
     parameters = inspect.signature(target).parameters
     given = {name: value for name, value in node.items() if name not in _RESERVED}
     is_partial = bool(node.get("_partial_", False))
-    runtime = RUNTIME.get(key.split(".")[0], frozenset()) if is_partial else frozenset()
-    runtime &= frozenset(parameters)
+    runtime = (_runtime(key) if is_partial else frozenset()) & frozenset(parameters)
     named = {name for name, item in parameters.items() if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)}
     is_open = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
     for name, value in given.items():
@@ -156,12 +160,25 @@ def _check_call(key: str, node: Mapping[str, Any], target: Any, targets: dict[in
             raise _missing(_join(key, name), describe(_annotation(target, parameters[name])), _name(target))
 
 
+def _runtime(key: str) -> frozenset[str]:
+    """Returns what the program adds to the node of a key."""
+    parts = key.split(".")
+    starts = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((RUNTIME[start] for start in starts if start in RUNTIME), frozenset())
+
+
 def _check_type(key: str, value: Any, annotation: Any, targets: dict[int, Any]) -> None:
     expected = mismatch(value, annotation, targets)
-    if expected is not None:
-        wants_text = "a text" in expected and isinstance(value, int | float)
-        hint = f"Quote it: {key}=\\'{value}\\'" if wants_text else ""
-        raise ConfigError(key, got=_shown(value), expected=expected, hint=hint)
+    if expected is None:
+        return
+    group, hint = key.replace(".", "/"), ""
+    choices = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    if isinstance(value, str) and choices:
+        expected = f"a choice of the group {group}: {', '.join(choices)}"
+        hint = f"A choice is taken with a slash: {group}={value}"
+    elif "a text" in expected and isinstance(value, int | float):
+        hint = f"Quote it: {key}=\\'{value}\\'"
+    raise ConfigError(key, got=_shown(value), expected=expected, hint=hint)
 
 
 def _annotation(target: Any, parameter: inspect.Parameter) -> Any:
@@ -171,7 +188,9 @@ def _annotation(target: Any, parameter: inspect.Parameter) -> Any:
     function = target.__init__ if isinstance(target, type) else target
     holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
     try:
-        return typing.get_type_hints(holder, globalns=getattr(function, "__globals__", {}))[parameter.name]
+        return typing.get_type_hints(holder, globalns=getattr(function, "__globals__", {}), include_extras=True)[
+            parameter.name
+        ]
     except NameError:
         return Any
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,26 @@ import torch
 from torch import Tensor
 
 from alignment.data.collate import TokenSequence, token_batch
+from alignment.data.mismatch import Mismatch
 from alignment.data.plan import MicroBatchPlan
 from alignment.data.records import RecordKind
 from alignment.data.reference_cache import ReferenceCache
 from alignment.data.table import TokenTable
-from alignment.types import Batch, BinaryBatch, PreferenceBatch, PromptBatch, SFTBatch, StepwiseBatch
+from alignment.types import (
+    Batch,
+    BinaryBatch,
+    Mismatched,
+    PreferenceBatch,
+    PromptBatch,
+    SFTBatch,
+    StepwiseBatch,
+    TokenBatch,
+)
 from alignment.utils.errors import DataError
 
 Rows = dict[str, list[Any]]
-Collator = Callable[[Rows, MicroBatchPlan, int, ReferenceCache | None], Batch]
+Layout = Callable[[Sequence[TokenSequence]], TokenBatch]
+Collator = Callable[[Rows, MicroBatchPlan, Layout, ReferenceCache | None], Batch]
 
 KINDS: dict[type[Batch], RecordKind] = {
     SFTBatch: RecordKind.DEMONSTRATION,
@@ -41,19 +53,41 @@ class BatchMaker:
         batch_type: What to make of them.
         pad_id: Fills rows.
         reference: Cached log-probs to put beside the tokens, or ``None``.
+        mismatch: For binary batches: what the step's mismatched pairs are made of, or ``None``.
     """
 
     table: TokenTable
     batch_type: type[Batch]
     pad_id: int
     reference: ReferenceCache | None = None
+    mismatch: Mismatch | None = None
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, plan: MicroBatchPlan) -> Batch:
         """Makes the micro-batch that a plan describes."""
-        return _COLLATORS[self.batch_type](self.table.read(plan.indices), plan, self.pad_id, self.reference)
+        batch = _COLLATORS[self.batch_type](self.table.read(plan.indices), plan, self._layout, self.reference)
+        if self.mismatch is None:
+            return batch
+        assert isinstance(batch, BinaryBatch)
+        return replace(batch, mismatched=tuple(self._mismatched(part, self.mismatch) for part in plan.step))
+
+    def _mismatched(self, plan: MicroBatchPlan, mismatch: Mismatch) -> Mismatched:
+        rows = self.table.read(plan.indices)
+        others = self.table.read(mismatch.partners[list(plan.indices)].tolist())
+        crossed = _sequences({**others, "prompt_ids": rows["prompt_ids"]}, "completion_ids")
+        tokens = self._layout([sequence.head(mismatch.max_length) for sequence in crossed])
+        return Mismatched(
+            ids=tuple(rows["id"]),
+            weights=_weights(plan),
+            tokens=tokens,
+            reference_token_logps=_cached(self.reference, rows["id"], tokens.targets, sides=slice(1, 2)),
+        )
+
+    @property
+    def _layout(self) -> Layout:
+        return partial(token_batch, pad_id=self.pad_id, score_prompt=self.table.score_prompt)
 
 
 def _weights(plan: MicroBatchPlan) -> Tensor:
@@ -68,44 +102,45 @@ def _sequences(rows: Rows, side: str) -> list[TokenSequence]:
     ]
 
 
-def _demonstrations(rows: Rows, plan: MicroBatchPlan, pad_id: int, reference: ReferenceCache | None) -> SFTBatch:
-    tokens = token_batch(_sequences(rows, "completion_ids"), pad_id=pad_id)
+def _demonstrations(rows: Rows, plan: MicroBatchPlan, layout: Layout, reference: ReferenceCache | None) -> SFTBatch:
+    tokens = layout(_sequences(rows, "completion_ids"))
     return SFTBatch(ids=tuple(rows["id"]), weights=_weights(plan), counts=dict(plan.counts), tokens=tokens)
 
 
-def _preferences(rows: Rows, plan: MicroBatchPlan, pad_id: int, reference: ReferenceCache | None) -> PreferenceBatch:
+def _preferences(rows: Rows, plan: MicroBatchPlan, layout: Layout, reference: ReferenceCache | None) -> PreferenceBatch:
     chosen, rejected = _sequences(rows, "completion_ids"), _sequences(rows, "rejected_ids")
-    tokens = token_batch([*chosen, *rejected], pad_id=pad_id)
+    tokens = layout([*chosen, *rejected])
     return PreferenceBatch(
         ids=tuple(rows["id"]),
         weights=_weights(plan),
         counts=dict(plan.counts),
         tokens=tokens,
         margins=torch.tensor([margin or 0.0 for margin in rows["margin"]]),
-        reference_token_logps=_cached(reference, rows["id"], tokens.targets),
+        probabilities=None if rows["probability"][0] is None else torch.tensor(rows["probability"]),
+        reference_token_logps=_cached(reference, rows["id"], tokens.targets, sides=slice(2)),
     )
 
 
-def _binary(rows: Rows, plan: MicroBatchPlan, pad_id: int, reference: ReferenceCache | None) -> BinaryBatch:
-    tokens = token_batch(_sequences(rows, "completion_ids"), pad_id=pad_id)
+def _binary(rows: Rows, plan: MicroBatchPlan, layout: Layout, reference: ReferenceCache | None) -> BinaryBatch:
+    tokens = layout(_sequences(rows, "completion_ids"))
     return BinaryBatch(
         ids=tuple(rows["id"]),
         weights=_weights(plan),
         counts=dict(plan.counts),
         tokens=tokens,
         labels=torch.tensor(rows["label"], dtype=torch.bool),
-        reference_token_logps=_cached(reference, rows["id"], tokens.targets),
+        reference_token_logps=_cached(reference, rows["id"], tokens.targets, sides=slice(1)),
     )
 
 
-def _stepwise(rows: Rows, plan: MicroBatchPlan, pad_id: int, reference: ReferenceCache | None) -> StepwiseBatch:
-    tokens = token_batch(_sequences(rows, "completion_ids"), pad_id=pad_id)
+def _stepwise(rows: Rows, plan: MicroBatchPlan, layout: Layout, reference: ReferenceCache | None) -> StepwiseBatch:
+    tokens = layout(_sequences(rows, "completion_ids"))
     labels = torch.from_numpy(np.concatenate(rows["step_labels"]).astype(np.float32))
     weights = _weights(plan)
     return StepwiseBatch(ids=tuple(rows["id"]), weights=weights, counts=dict(plan.counts), tokens=tokens, labels=labels)
 
 
-def _prompts(rows: Rows, plan: MicroBatchPlan, pad_id: int, reference: ReferenceCache | None) -> PromptBatch:
+def _prompts(rows: Rows, plan: MicroBatchPlan, layout: Layout, reference: ReferenceCache | None) -> PromptBatch:
     return PromptBatch(
         ids=tuple(rows["id"]),
         weights=_weights(plan),
@@ -116,12 +151,12 @@ def _prompts(rows: Rows, plan: MicroBatchPlan, pad_id: int, reference: Reference
     )
 
 
-def _cached(reference: ReferenceCache | None, ids: Sequence[str], targets: Tensor) -> Tensor | None:
-    """The reference's log-probs in the order of the batch: first sides of all records, then second sides."""
+def _cached(reference: ReferenceCache | None, ids: Sequence[str], targets: Tensor, *, sides: slice) -> Tensor | None:
+    """The reference's log-probs of some of the records' sequences: all first ones, then all second ones."""
     if reference is None:
         return None
-    sides = zip(*(reference.read(name) for name in ids), strict=True)
-    logps = torch.from_numpy(np.concatenate([values for side in sides for values in side]))
+    by_side = zip(*(reference.read(name)[sides] for name in ids), strict=True)
+    logps = torch.from_numpy(np.concatenate([values for side in by_side for values in side]))
     if logps.shape != targets.shape:
         raise DataError(
             str(reference.path),

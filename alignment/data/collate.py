@@ -28,8 +28,14 @@ class TokenSequence:
     completion_ids: Ids
     scored: Flags | None = None
 
+    def head(self, length: int) -> TokenSequence:
+        """The sequence without what is beyond ``length`` tokens of prompt and completion together."""
+        room = length - len(self.prompt_ids)
+        scored = None if self.scored is None else self.scored[:room]
+        return TokenSequence(self.prompt_ids, self.completion_ids[:room], scored)
 
-def token_batch(sequences: Sequence[TokenSequence], *, pad_id: int) -> TokenBatch:
+
+def token_batch(sequences: Sequence[TokenSequence], *, pad_id: int, score_prompt: bool = False) -> TokenBatch:
     """Lays sequences out one a row, padded on the right.
 
     Causality alone keeps real tokens from seeing padding on their right, so that no attention mask is
@@ -39,6 +45,8 @@ def token_batch(sequences: Sequence[TokenSequence], *, pad_id: int) -> TokenBatc
     Args:
         sequences: One or more.
         pad_id: Fills the rows.
+        score_prompt: Also score what stands before a sequence's last scored token: its prompt, and turns of others
+            between its answers. All but the first token of the row, which nothing predicts.
 
     Raises:
         ValueError: A prompt or completion is empty: its first token would have no predictor.
@@ -49,23 +57,28 @@ def token_batch(sequences: Sequence[TokenSequence], *, pad_id: int) -> TokenBatc
         raise ValueError(f"every sequence needs a prompt and a completion token, got {prompts}, {completions}")
     lengths = prompts + completions
     width = int(lengths.max())
+    column = np.arange(width)
+    is_real = column < lengths[:, None]
     parts = [np.asarray(ids) for item in sequences for ids in (item.prompt_ids, item.completion_ids)]
     input_ids = np.full((len(sequences), width), pad_id, dtype=np.int64)
-    input_ids[np.arange(width) < lengths[:, None]] = np.concatenate(parts)
+    input_ids[is_real] = np.concatenate(parts)
 
-    scored = np.concatenate([_flags(item) for item in sequences])
-    sequence = np.repeat(np.arange(len(sequences)), completions)[scored]
-    offset = np.arange(completions.sum()) - np.repeat(np.cumsum(completions) - completions, completions)
-    target_index = sequence * width + prompts[sequence] + offset[scored]
+    in_completion = np.zeros((len(sequences), width), dtype=bool)
+    in_completion[is_real & (column >= prompts[:, None])] = np.concatenate([_flags(item) for item in sequences])
+    scored = in_completion
+    if score_prompt:
+        scored = np.logical_or.accumulate(in_completion[:, ::-1], axis=1)[:, ::-1] & (column > 0)
+    target_index = np.flatnonzero(scored)
     return TokenBatch(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=None,
         position_ids=None,
         predictor_index=torch.from_numpy(target_index - 1),
         targets=torch.from_numpy(input_ids.reshape(-1)[target_index]),
-        sequence_index=torch.from_numpy(sequence),
+        sequence_index=torch.from_numpy(target_index // width),
         num_sequences=len(sequences),
         num_real_tokens=int(lengths.sum()),
+        in_completion=torch.from_numpy(in_completion.reshape(-1)[target_index]) if score_prompt else None,
     )
 
 

@@ -17,18 +17,19 @@ from transformers import PreTrainedTokenizerBase
 
 from alignment.data.batches import KINDS, BatchMaker
 from alignment.data.loader import PlannedLoader
+from alignment.data.mismatch import MISMATCH_VERSION, Mismatch, partners
 from alignment.data.plan import Geometry, plan_epoch, plan_once
 from alignment.data.records import PromptLike, Record, RecordKind
 from alignment.data.reference_cache import ReferenceCache
 from alignment.data.sources import Source
-from alignment.data.splits import RecordSet, cached_records, split_by_prompt
+from alignment.data.splits import RecordSet, cached_records, soft_labels, split_by_prompt
 from alignment.data.statistics import token_statistics
 from alignment.data.store import content_hash
 from alignment.data.table import TokenTable
 from alignment.data.tokenise import Tokeniser, tokenise
 from alignment.data.truncation import CompletionPolicy, PromptPolicy, Truncation
 from alignment.data.views import check_view, prompt_of, view
-from alignment.types import Batch
+from alignment.types import Batch, PreferenceBatch, SFTBatch
 from alignment.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,9 @@ class DataModule(pl.LightningDataModule):
         batch_type: What the method eats.
         seed: Of the order.
         cache_dir: Where parsed and tokenised records are kept.
+        mismatched: Whether binary batches carry prompts with completions of other prompts.
+        score_prompt: Whether every token before the last scored one is scored too, and marked as no completion's.
+        soft_labels: Whether preferences keep how likely the chosen side is the better; else ties are dropped.
     """
 
     def __init__(
@@ -97,8 +101,13 @@ class DataModule(pl.LightningDataModule):
         batch_type: type[Batch],
         seed: int,
         cache_dir: Path,
+        mismatched: bool = False,
+        score_prompt: bool = False,
+        soft_labels: bool = False,
     ) -> None:
         super().__init__()
+        if score_prompt and batch_type not in (SFTBatch, PreferenceBatch):
+            raise ValueError(f"prompts are scored for demonstrations and preferences only, not for {batch_type}")
         _check_positive(batch_size=batch_size, micro_batch_size=micro_batch_size, limit=limit)
         self._sources = {"train": train, "validation": validation}
         self._validation_size = validation_size
@@ -110,7 +119,8 @@ class DataModule(pl.LightningDataModule):
         self._records: dict[str, RecordSet] = {}
         self._tables: dict[str, TokenTable] = {}
         self._fingerprints: dict[str, str] = {}
-        self._makers: dict[str, BatchMaker] = {}
+        self._mismatched, self._score_prompt, self._soft_labels = mismatched, score_prompt, soft_labels
+        self._mismatches: dict[str, Mismatch] = {}
         self._reference: ReferenceCache | None = None
         self._position: dict[str, Any] | None = None
         self._train_loader: PlannedLoader | None = None
@@ -134,13 +144,24 @@ class DataModule(pl.LightningDataModule):
         want = KINDS[self._batch_type]
         for split, records in self._records.items():
             check_view(records.kind, want)
-            rows = self._tokenise(records, want, partial(view, want=want), split)
+            seen_as = partial(view, want=want, soft_labels=self._soft_labels)
+            rows = self._tokenise(records, want, seen_as, split)
             taken = self._tables["train"].ids if split == "validation" else ()
-            self._tables[split] = TokenTable(rows, prefix="validation/", taken=frozenset(taken))
+            self._tables[split] = TokenTable(
+                rows, prefix="validation/", taken=frozenset(taken), score_prompt=self._score_prompt
+            )
             if not len(self._tables[split]):
                 reasons = ", ".join(sorted(set(rows["dropped"])))
                 raise DataError(f"{split} data", f"no record is left, all were dropped: {reasons}")
-            self.statistics[split] = {"source": records.report, **token_statistics(rows, self._tables[split])}
+            if self._mismatched:
+                found = partners(self._tables[split].prompts(), where=f"{split} data")
+                self._mismatches[split] = Mismatch(found, self._truncation.max_length)
+            read_as_hard = 0 if self._soft_labels or want is RecordKind.PROMPT else soft_labels(records)
+            self.statistics[split] = {
+                "source": records.report,
+                **token_statistics(rows, self._tables[split]),
+                "soft_labels_read_as_hard": read_as_hard,
+            }
             _report(split, self.statistics[split])
 
     @property
@@ -149,6 +170,12 @@ class DataModule(pl.LightningDataModule):
         self.setup()
         parts = {split: records.fingerprint for split, records in self._records.items()}
         return content_hash(parts=parts, tokeniser=self._fingerprints["train"])
+
+    @property
+    def scored_fingerprint(self) -> str:
+        """Names every token that a reference scores: the data, how mismatched pairs are made, whether prompts count."""
+        mismatched = MISMATCH_VERSION if self._mismatched else None
+        return content_hash(data=self.fingerprint, mismatched=mismatched, score_prompt=self._score_prompt)
 
     @property
     def truncation(self) -> dict[str, Any]:
@@ -168,10 +195,18 @@ class DataModule(pl.LightningDataModule):
         return len(self._tables["validation"]) if "validation" in self._tables else 0
 
     @property
-    def longest_tokens(self) -> int:
-        """Tokens of the longest sequence of any record, prompt and completion together."""
+    def train_labels(self) -> np.ndarray:
+        """True for each record to train on with a thumbs up; for labelled completions."""
         self.setup()
-        return max((int(table.lengths.max()) for table in self._tables.values() if len(table)), default=0)
+        return self._tables["train"].labels()
+
+    @property
+    def longest_tokens(self) -> int:
+        """Tokens of the longest sequence, prompt and completion together, mismatched pairs included."""
+        self.setup()
+        lengths = [table.lengths for table in self._tables.values()]
+        lengths += [mismatch.lengths(self._tables[split]) for split, mismatch in self._mismatches.items()]
+        return max((int(found.max()) for found in lengths if len(found)), default=0)
 
     @property
     def record_ids(self) -> tuple[str, ...]:
@@ -194,11 +229,11 @@ class DataModule(pl.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> PlannedLoader | list[Any]:
-        """This rank's share of the held-out records, in a fixed order; each micro-batch is a step of its own."""
+        """This rank's share of the held-out records, in a fixed order, cut into steps as in training."""
         self.setup()
         if "validation" not in self._tables:
             return []
-        geometry = Geometry(self.micro_batch_size * self._world_size, self.micro_batch_size, self._world_size)
+        geometry = Geometry(self.batch_size, self.micro_batch_size, self._world_size)
         return self._loader("validation", geometry, shuffle=False, in_flight=_none_in_flight)
 
     def reference_dataloaders(self) -> dict[str, PlannedLoader]:
@@ -206,7 +241,7 @@ class DataModule(pl.LightningDataModule):
         self.setup()
         return {
             split: PlannedLoader(
-                maker=BatchMaker(table, self._batch_type, self._pad_id),
+                maker=BatchMaker(table, self._batch_type, self._pad_id, mismatch=self._mismatches.get(split)),
                 planner=partial(plan_once, len(table), self.micro_batch_size, counted=table.counted()),
                 geometry={},
                 num_workers=0,
@@ -254,8 +289,6 @@ class DataModule(pl.LightningDataModule):
         self._reference = cache
         for loader in self._loaders:
             loader.maker.reference = cache
-        for maker in self._makers.values():  # Lightning has made its loaders already, to count the steps
-            maker.reference = cache
 
     def held_out_prompts(self, limit: int | None) -> list[HeldOutPrompt]:
         """The held-out records' prompts, each once, in a fixed order.
@@ -325,6 +358,7 @@ class DataModule(pl.LightningDataModule):
             seen_as=seen_as,
             truncation=self._truncation,
             on_bad_row=self._on_bad_row,
+            soft_labels=self._soft_labels,
         )
         self._fingerprints[name] = tokeniser.fingerprint
         return tokenise(
@@ -346,10 +380,11 @@ class DataModule(pl.LightningDataModule):
             rank=self._rank,
             seed=self._seed,
             shuffle=shuffle,
+            short_last_step=split == "validation",
         )
         settings = {f"data.{name}": value for name, value in asdict(geometry).items()}
         loader = PlannedLoader(
-            maker=BatchMaker(table, self._batch_type, self._pad_id, self._reference),
+            maker=BatchMaker(table, self._batch_type, self._pad_id, self._reference, self._mismatches.get(split)),
             planner=planner,
             geometry=settings | {"data": self.fingerprint, "seed": self._seed},
             num_workers=self._num_workers,
@@ -392,6 +427,13 @@ def _report(split: str, statistics: dict[str, Any]) -> None:
             "%s: %d records bring token ids of another tokenizer; their text was tokenised anew",
             split,
             statistics["given_tokens"]["ignored"],
+        )
+    if statistics["soft_labels_read_as_hard"]:
+        logger.warning(
+            "%s: %d preferences are not certain (a probability, or divided votes); this method takes the likelier side "
+            "for the better one. A reward model (method=reward_model) learns from the probabilities",
+            split,
+            statistics["soft_labels_read_as_hard"],
         )
     logger.info("%s: %d records, %d scored tokens", split, statistics["records"], statistics["scored_tokens"])
 

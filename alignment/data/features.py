@@ -6,6 +6,9 @@ from datasets import Features, List, Value
 
 from alignment.data.records import RecordKind
 
+RECORDS_VERSION = 3
+"""Part of the name under which parsed records are kept: raise it when their columns change."""
+
 _MESSAGES = List({"role": Value("string"), "content": Value("string")})
 _IDS = List(Value("int32"))
 _COMMON = {
@@ -14,6 +17,7 @@ _COMMON = {
     "messages": _MESSAGES,
     "tokenizer_hash": Value("string"),
     "prompt_ids": _IDS,
+    "answer": Value("string"),
 }
 
 RECORD_FEATURES: dict[RecordKind, Features] = {
@@ -26,6 +30,7 @@ RECORD_FEATURES: dict[RecordKind, Features] = {
             "chosen": Value("string"),
             "rejected": Value("string"),
             "margin": Value("float64"),
+            "probability": Value("float64"),
             "chosen_ids": _IDS,
             "rejected_ids": _IDS,
         }
@@ -35,9 +40,9 @@ RECORD_FEATURES: dict[RecordKind, Features] = {
     ),
     # labels stay nullable: null is a step that nobody judged, and must survive every cast
     RecordKind.STEPWISE: Features({**_COMMON, "steps": List(Value("string")), "labels": List(Value("float64"))}),
-    RecordKind.PROMPT: Features({**_COMMON, "answer": Value("string")}),
+    RecordKind.PROMPT: Features(_COMMON),
 }
-"""Columns of a record of each kind: a prompt is either ``prompt`` (text) or ``messages`` (chat)."""
+"""Columns of a record of each kind: a prompt is either ``prompt`` (text) or ``messages`` (chat); ``answer`` is JSON."""
 
 TOKEN_FEATURES = Features(
     {
@@ -53,6 +58,7 @@ TOKEN_FEATURES = Features(
         "scored": List(Value("bool")),
         "step_labels": List(Value("float32")),
         "margin": Value("float32"),
+        "probability": Value("float32"),
         "label": Value("bool"),
         "prompt": Value("string"),
         "answer": Value("string"),
@@ -60,4 +66,5 @@ TOKEN_FEATURES = Features(
 )
 """Columns of a tokenised record, whatever its kind. ``dropped`` says why it cannot be used, or is
 empty; ``given_tokens`` is ``used`` or ``ignored`` where the record brought token ids; ``completion_ids`` is
-the chosen side of a pair; ``scored`` is empty where every token of the completion counts."""
+the chosen side of a pair; ``scored`` is empty where every token of the completion counts;
+``probability`` is there only where soft labels are wanted, and then for every pair."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,11 +22,13 @@ class MicroBatchPlan:
         indices: Positions of records in the data set.
         weights: 1 for a record, 0 for a filler.
         counts: Denominators over the whole optimiser step, all ranks together.
+        step: In the first micro-batch of an optimiser step all of this rank's, this one included; else none.
     """
 
     indices: tuple[int, ...]
     weights: tuple[float, ...]
     counts: dict[str, float]
+    step: tuple[MicroBatchPlan, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,12 @@ def plan_epoch(
     seed: int,
     epoch: int,
     shuffle: bool,
+    short_last_step: bool = False,
 ) -> list[MicroBatchPlan]:
     """This rank's micro-batches of an epoch, in order.
 
-    Every rank gets the same number, and every step has ``geometry.accumulate`` of them, the last too.
+    Every rank gets the same number, and every step has ``geometry.accumulate`` of them, the last too
+    unless it may be short.
     What is missing is made up with fillers of weight 0, all copies of the shortest record. Inside a
     step records are put together by length, which saves padding and changes no sum.
 
@@ -88,6 +92,7 @@ def plan_epoch(
         seed: Of the run.
         epoch: Counts from 0.
         shuffle: Whether the order changes from epoch to epoch.
+        short_last_step: Whether micro-batches that no rank has a record for are left out.
     """
     order = epoch_order(len(lengths), seed=seed, epoch=epoch, shuffle=shuffle)
     filler = int(np.argmin(lengths))
@@ -96,7 +101,8 @@ def plan_epoch(
         records = order[start : start + geometry.batch_size]
         counts = {"records": float(len(records))}
         counts |= {name: float(values[records].sum()) for name, values in counted.items()}
-        plans += _cut_step(records[np.argsort(-lengths[records], kind="stable")], counts, geometry, rank, filler)
+        cut = Geometry(len(records), geometry.micro_batch_size, geometry.world_size) if short_last_step else geometry
+        plans += _cut_step(records[np.argsort(-lengths[records], kind="stable")], counts, cut, rank, filler)
     return plans
 
 
@@ -109,7 +115,8 @@ def _cut_step(
     weights = np.zeros(math.prod(shape))
     weights[: len(records)] = 1.0
     mine = zip(indices.reshape(shape)[:, rank].tolist(), weights.reshape(shape)[:, rank].tolist(), strict=True)
-    return [MicroBatchPlan(tuple(places), tuple(marks), counts) for places, marks in mine]
+    plans = [MicroBatchPlan(tuple(places), tuple(marks), counts) for places, marks in mine]
+    return [replace(plans[0], step=tuple(plans)), *plans[1:]]
 
 
 def plan_once(
@@ -127,5 +134,6 @@ def plan_once(
     for start in range(0, num_records, micro_batch_size):
         places = range(start, min(start + micro_batch_size, num_records))
         sums = {name: float(values[start : places.stop].sum()) for name, values in counted.items()}
-        plans.append(MicroBatchPlan(tuple(places), (1.0,) * len(places), {"records": float(len(places))} | sums))
+        plan = MicroBatchPlan(tuple(places), (1.0,) * len(places), {"records": float(len(places))} | sums)
+        plans.append(replace(plan, step=(plan,)))
     return plans

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from alignment.data.records import RecordError, RecordKind
-from alignment.data.schema import Fields, Row, Schema, has, is_messages, require
+from alignment.data.schema import Fields, Row, Schema, answer_fields, has, is_messages, require
 
 STEP_SEPARATOR = " ки"
 """Math-Shepherd's mark at the end of a step (the Cyrillic word, after a space)."""
@@ -19,6 +19,7 @@ def _parse_steps(row: Row) -> list[Fields]:
             "prompt": require(row, "prompt"),
             "steps": tuple(require(row, "completions")),
             "labels": tuple(labels),
+            **answer_fields(row),
         }
     ]
 
@@ -35,7 +36,9 @@ def _parse_mistake(row: Row) -> list[Fields]:
         labels = (1.0,) * mistake + (0.0,) + (None,) * (len(steps) - mistake - 1)
     else:
         raise RecordError("mistake_index is outside the steps", f"got {mistake!r} with {len(steps)} steps")
-    return [{"prompt": require(row, "input"), "steps": steps, "labels": labels}]
+    # The right answer; what the row calls its answer is the model's own.
+    answer = answer_fields(row, "target")
+    return [{"prompt": require(row, "input"), "steps": steps, "labels": labels, **answer}]
 
 
 def _parse_prmbench(row: Row) -> list[Fields]:
@@ -76,6 +79,7 @@ def _parse_prm800k(row: Row) -> list[Fields]:
             "prompt": require(require(row, "question"), "problem"),
             "steps": tuple(steps),
             "labels": tuple(labels),
+            **answer_fields(row["question"], "ground_truth_answer"),
         }
     ]
 
@@ -106,6 +110,7 @@ def _parse_roll_outs(row: Row) -> list[Fields]:
             "prompt": question,
             "steps": (require(step, "solution_prefix"),),
             "labels": (require(step, "mc_value"),),
+            **answer_fields(row, "final_answer"),
         }
         for step in require(row, "reasoning_steps")
     ]

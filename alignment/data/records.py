@@ -27,6 +27,12 @@ PromptLike = str | Messages
 
 ROLES = ("system", "user", "assistant", "tool")
 
+STEP_END = "\n"
+"""Ends each step of a judged solution; a step's value is read at the last token before it."""
+
+TIE = 0.5
+"""The probability of a preference whose sides are equally good."""
+
 
 class RecordKind(StrEnum):
     """What a record offers."""
@@ -51,6 +57,10 @@ class RecordError(ValueError):
         super().__init__(f"{reason}: {detail}" if detail else reason)
 
 
+class UnfitError(RecordError):
+    """A sound row or record that cannot serve here: it is left out and counted, in a strict run too."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """What every record has.
@@ -60,6 +70,7 @@ class Record:
         prompt: Text, or chat messages that end with another's turn than the assistant's.
         tokenizer_hash: The tokenizer that the ``*_ids`` fields were made with, if there are any.
         prompt_ids: The prompt as it was tokenised when a completion was generated from it.
+        answer: Whatever a verifier needs to judge an answer to the prompt.
     """
 
     kind: ClassVar[RecordKind]
@@ -68,6 +79,7 @@ class Record:
     prompt: PromptLike
     tokenizer_hash: str | None = None
     prompt_ids: tuple[int, ...] | None = None
+    answer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_text(self.id, "id")
@@ -105,12 +117,17 @@ class Demonstration(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Preference(Record):
-    """Two completions of one prompt, the first preferred; ``margin`` says by how much, if known."""
+    """Two completions of one prompt, the first preferred.
+
+    ``margin`` says by how much, and ``probability`` how likely it is that the first is the better, if known: from one
+    half (a tie) to 1, which ``None`` stands for too.
+    """
 
     kind = RecordKind.PREFERENCE
     chosen: str
     rejected: str
     margin: float | None = None
+    probability: float | None = None
     chosen_ids: tuple[int, ...] | None = None
     rejected_ids: tuple[int, ...] | None = None
 
@@ -122,6 +139,13 @@ class Preference(Record):
             raise RecordError("chosen equals rejected", f"both are {_short(self.chosen)}")
         if self.margin is not None:
             check_finite(self.margin, "margin")
+        if self.probability is not None and check_probability(self.probability) < TIE:
+            raise RecordError("probability below one half", f"got {self.probability}: the other side is the chosen one")
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether neither side is the better."""
+        return self.probability == TIE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +161,8 @@ class Binary(Record):
         super().__post_init__()
         check_completion(self.completion, "completion")
         if not isinstance(self.label, bool):
-            raise RecordError("label is not a boolean", f"got {self.label!r}; use true or false")
+            hint = "use true or false, or say with data.train.label_values what your values mean"
+            raise RecordError("label is not a boolean", f"got {self.label!r}; {hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,10 +190,9 @@ class Stepwise(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt(Record):
-    """A prompt to sample from, with whatever a verifier needs to judge the answer."""
+    """A prompt to sample from."""
 
     kind = RecordKind.PROMPT
-    answer: dict[str, Any] = field(default_factory=dict)
 
 
 RECORD_TYPES: dict[RecordKind, type[Record]] = {
@@ -211,6 +235,13 @@ def check_finite(value: object, name: str) -> float:
     return float(value)
 
 
+def check_probability(value: object) -> float:
+    """Returns ``value`` if it is a number in [0, 1]."""
+    if not 0 <= check_finite(value, "probability") <= 1:
+        raise RecordError("probability outside [0, 1]", f"got {value}")
+    return value  # type: ignore[return-value]
+
+
 def check_messages(value: object, name: str) -> Messages:
     """Returns ``value`` if it is a list of messages with a known role and text each."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
@@ -242,8 +273,7 @@ def to_row(record: Record) -> dict[str, Any]:
     row["prompt"], row["messages"] = _text_or_messages(record.prompt)
     if isinstance(record, Demonstration):
         row["completion"], row["turns"] = _text_or_messages(record.completion)
-    if isinstance(record, Prompt):
-        row["answer"] = json.dumps(record.answer, ensure_ascii=False, allow_nan=False)
+    row["answer"] = json.dumps(record.answer, ensure_ascii=False, allow_nan=False)
     return row
 
 
@@ -255,8 +285,7 @@ def from_row(kind: RecordKind, row: Mapping[str, Any]) -> Record:
     if kind is RecordKind.DEMONSTRATION:
         turns = values.pop("turns")
         values["completion"] = values["completion"] if turns is None else turns
-    if kind is RecordKind.PROMPT:
-        values["answer"] = json.loads(values["answer"])
+    values["answer"] = json.loads(values["answer"])
     for name, value in values.items():
         if name in _TUPLES and value is not None:
             values[name] = tuple(value)

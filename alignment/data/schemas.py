@@ -11,9 +11,23 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alignment.data.judged_schemas import JUDGED_SCHEMAS
 from alignment.data.process_schemas import PROCESS_SCHEMAS
 from alignment.data.records import Message, Messages, RecordError, RecordKind, check_messages, check_text
-from alignment.data.schema import Fields, Row, Schema, has, has_any, is_messages, optional, require, token_fields
+from alignment.data.schema import (
+    Fields,
+    Row,
+    Schema,
+    answer_fields,
+    boolean,
+    has,
+    has_any,
+    instruction,
+    is_messages,
+    pair_schema,
+    require,
+    token_fields,
+)
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -80,38 +94,38 @@ def _from_first_answer(messages: list[Message]) -> Fields:
     return {"prompt": messages[:first], "completion": messages[first:]}
 
 
-def _parse_hh(row: Row) -> list[Fields]:
+def _parse_hh(row: Row) -> Fields:
     chosen = parse_human_assistant(check_text(require(row, "chosen"), "chosen"))
-    return [_pair(chosen, parse_human_assistant(check_text(require(row, "rejected"), "rejected")))]
+    return _pair(chosen, parse_human_assistant(check_text(require(row, "rejected"), "rejected")))
 
 
-def _parse_sharegpt_pair(row: Row) -> list[Fields]:
+def _parse_sharegpt_pair(row: Row) -> Fields:
     prompt = _sharegpt(require(row, "conversations"))
     sides = [_sharegpt([require(row, side)]) for side in ("chosen", "rejected")]
-    return [_pair([*prompt, *sides[0]], [*prompt, *sides[1]])]
+    return _pair([*prompt, *sides[0]], [*prompt, *sides[1]])
 
 
-def _parse_chat_pair(row: Row) -> list[Fields]:
+def _parse_chat_pair(row: Row) -> Fields:
     """Chat pairs; where ``prompt`` is no list of messages, both sides hold the whole conversation."""
     prompt = _messages(row, "prompt") if is_messages(row.get("prompt")) else []
     chosen, rejected = _messages(row, "chosen"), _messages(row, "rejected")
     tokens = token_fields(row, "prompt_ids", "chosen_ids", "rejected_ids")
-    return [{**_pair([*prompt, *chosen], [*prompt, *rejected]), **optional(row, "margin"), **tokens}]
+    return {**_pair([*prompt, *chosen], [*prompt, *rejected]), **tokens}
 
 
-def _parse_answers_to_chat(row: Row) -> list[Fields]:
+def _parse_answers_to_chat(row: Row) -> Fields:
     """A conversation, and two texts that could be its next turn."""
     answers = {side: [{"role": "assistant", "content": require(row, side)}] for side in ("chosen", "rejected")}
     return _parse_chat_pair({**row, **answers})
 
 
-def _parse_text_pair(row: Row) -> list[Fields]:
+def _parse_text_pair(row: Row) -> Fields:
     texts = {name: require(row, name) for name in ("prompt", "chosen", "rejected")}
     tokens = token_fields(row, "prompt_ids", "chosen_ids", "rejected_ids")
-    return [{**texts, **optional(row, "margin"), **tokens}]
+    return {**texts, **tokens}
 
 
-def _parse_implicit_pair(row: Row) -> list[Fields]:
+def _parse_implicit_pair(row: Row) -> Fields:
     """Two whole texts: their common beginning is the prompt, a space before the fork is not."""
     chosen = check_text(require(row, "chosen"), "chosen")
     rejected = check_text(require(row, "rejected"), "rejected")
@@ -121,8 +135,7 @@ def _parse_implicit_pair(row: Row) -> list[Fields]:
         length -= 1
     if chosen == rejected:
         raise RecordError("chosen equals rejected", "the texts are the same from end to end")
-    fields = {"prompt": chosen[:length], "chosen": chosen[length:], "rejected": rejected[length:]}
-    return [{**fields, **optional(row, "margin")}]
+    return {"prompt": chosen[:length], "chosen": chosen[length:], "rejected": rejected[length:]}
 
 
 def _answer(row: Row) -> str:
@@ -144,33 +157,31 @@ def _parse_labelled(row: Row) -> list[Fields]:
     fields = {
         "prompt": _given_prompt(row),
         "completion": _answer(row),
-        "label": _boolean(require(row, "label")),
+        "label": boolean(require(row, "label")),
     }
     return [{**fields, **token_fields(row, "prompt_ids", "completion_ids")}]
 
 
 def _parse_labelled_chat(row: Row) -> list[Fields]:
     prompt, completion = _split_last(_messages(row, "messages"))
-    return [{"prompt": prompt, "completion": completion, "label": _boolean(require(row, "label"))}]
+    return [{"prompt": prompt, "completion": completion, "label": boolean(require(row, "label"))}]
 
 
-def _boolean(value: object) -> object:
-    """0 and 1 as booleans; anything else is left for the record's own check to refuse."""
-    return bool(value) if value in (0, 1) else value
+def _parse_labelled_text(row: Row) -> list[Fields]:
+    return [{"prompt": "", "completion": require(row, "text"), "label": boolean(require(row, "label"))}]
 
 
 def _parse_completion(row: Row) -> list[Fields]:
-    fields = {"prompt": _given_prompt(row), **token_fields(row, "prompt_ids", "completion_ids")}
+    tokens = token_fields(row, "prompt_ids", "completion_ids")
+    fields = {"prompt": _given_prompt(row), **answer_fields(row), **tokens}
     if is_messages(row.get("completion")):
         return [{**fields, "completion": _messages(row, "completion")}]
     return [{**fields, "completion": _answer(row)}]
 
 
 def _parse_alpaca(row: Row) -> list[Fields]:
-    """Alpaca's instruction with its optional input, as one user message."""
     output = "output" if "output" in row or "response" not in row else "response"
-    request = "\n\n".join(filter(None, [require(row, "instruction"), row.get("input")]))
-    return [{"prompt": [{"role": "user", "content": request}], "completion": require(row, output)}]
+    return [{"prompt": instruction(row), "completion": require(row, output)}]
 
 
 def _parse_question(row: Row) -> list[Fields]:
@@ -200,41 +211,37 @@ def _is_prompt(row: Row) -> bool:
     return fits and not has_any(row, "chosen", "rejected", "completion", "completions")
 
 
-_PAIR, _DEMO, _BINARY = RecordKind.PREFERENCE, RecordKind.DEMONSTRATION, RecordKind.BINARY
+_DEMO, _BINARY = RecordKind.DEMONSTRATION, RecordKind.BINARY
 
 SCHEMAS: tuple[Schema, ...] = (
-    Schema("HH-RLHF", _PAIR, ("chosen", "rejected"), lambda row: "prompt" not in row and _is_hh(row), _parse_hh),
-    Schema(
+    *JUDGED_SCHEMAS,
+    pair_schema("HH-RLHF", ("chosen", "rejected"), lambda row: "prompt" not in row and _is_hh(row), _parse_hh),
+    pair_schema(
         "sharegpt pairs",
-        _PAIR,
         ("conversations", "chosen", "rejected"),
         lambda row: has(row, "conversations", "chosen", "rejected"),
         _parse_sharegpt_pair,
     ),
-    Schema(
+    pair_schema(
         "chat pairs",
-        _PAIR,
         ("chosen", "rejected"),
         lambda row: is_messages(row.get("chosen")) and is_messages(row.get("rejected")),
         _parse_chat_pair,
     ),
-    Schema(
+    pair_schema(
         "chat prompts with text pairs",
-        _PAIR,
         ("prompt", "chosen", "rejected"),
         lambda row: is_messages(row.get("prompt")) and _is_text(row, "chosen", "rejected"),
         _parse_answers_to_chat,
     ),
-    Schema(
+    pair_schema(
         "text pairs",
-        _PAIR,
         ("prompt", "chosen", "rejected"),
         lambda row: _is_text(row, "prompt", "chosen", "rejected"),
         _parse_text_pair,
     ),
-    Schema(
+    pair_schema(
         "text pairs without a prompt",
-        _PAIR,
         ("chosen", "rejected"),
         lambda row: "prompt" not in row and _is_text(row, "chosen", "rejected"),
         _parse_implicit_pair,
@@ -252,6 +259,13 @@ SCHEMAS: tuple[Schema, ...] = (
         ("messages", "label"),
         lambda row: has(row, "messages", "label"),
         _parse_labelled_chat,
+    ),
+    Schema(
+        "labelled texts",
+        _BINARY,
+        ("text", "label"),
+        lambda row: _is_text(row, "text") and has(row, "label"),
+        _parse_labelled_text,
     ),
     *PROCESS_SCHEMAS,
     Schema(

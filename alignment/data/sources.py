@@ -24,26 +24,23 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
+from alignment.data.columns import ColumnMapping
 from alignment.data.features import RECORD_FEATURES
 from alignment.data.readers import RawRow, list_files, read_rows
-from alignment.data.records import RECORD_TYPES, Record, RecordError, RecordKind, to_row
+from alignment.data.records import RECORD_TYPES, Record, RecordError, RecordKind, UnfitError, to_row
 from alignment.data.schema import Row, Schema, show_fields
 from alignment.data.schemas import SCHEMAS, describe_schemas, recognise
-from alignment.data.store import content_hash, hash_file
-from alignment.utils.errors import ConfigError, DataError, nearest
+from alignment.data.store import content_hash
+from alignment.utils.errors import ConfigError, DataError
+from alignment.utils.files import hash_file
 
 logger = logging.getLogger(__name__)
 
 OnBadRow = Literal["error", "drop"]
 
-PARSE_VERSION = 1
+PARSE_VERSION = 3
 """Part of every fingerprint: raise it when the same file would give other records."""
 
-_COLUMN_NAMES = (
-    *("prompt", "chosen", "rejected", "margin", "completion", "label", "messages", "conversations"),
-    *("completions", "labels", "text", "id", "tokenizer_hash"),
-    *("prompt_ids", "completion_ids", "chosen_ids", "rejected_ids"),
-)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WINDOW = 100  # rows looked at to recognise the format
 _CHUNK = 1000  # rows turned into Arrow at a time
@@ -104,17 +101,25 @@ class RowSource(ABC):
     Args:
         columns: For a format that is not recognised: our name -> the column's name, for example
             ``{prompt: question, chosen: good_answer, rejected: bad_answer}``.
+        label_values: What the values of ``label`` mean, for example ``{positive: true, negative: false,
+            neutral: null}``; rows whose value means ``null`` are left out and counted.
         as_chat: Turn a prompt that is plain text into one user message, for chat models.
         on_bad_row: ``error`` stops at the first bad row, ``drop`` counts them and says so.
     """
 
-    def __init__(self, *, columns: Mapping[str, str] | None, as_chat: bool, on_bad_row: OnBadRow) -> None:
+    def __init__(
+        self,
+        *,
+        columns: Mapping[str, str] | None,
+        label_values: Mapping[Any, bool | None] | None,
+        as_chat: bool,
+        on_bad_row: OnBadRow,
+    ) -> None:
         if on_bad_row not in ("error", "drop"):
             raise ConfigError("data.on_bad_row", got=on_bad_row, expected="error or drop")
-        self.columns = dict(columns or {})
+        self.mapping = ColumnMapping(columns, label_values)
         self.as_chat = as_chat
         self.on_bad_row = on_bad_row
-        _check_columns(self.columns)
 
     @property
     @abstractmethod
@@ -188,7 +193,7 @@ class RowSource(ABC):
             try:
                 made = [record_type(id=name, **fields) for name, fields in self._parse(row, seen)]
             except RecordError as error:
-                if self.on_bad_row == "error":
+                if self.on_bad_row == "error" and not isinstance(error, UnfitError):
                     hint = "put the row right, or set data.on_bad_row=drop to count and skip such rows"
                     raise DataError(row.where, f"{error}. Next: {hint}") from error
                 report.drop(row, error)
@@ -208,22 +213,13 @@ class RowSource(ABC):
     def _mapped(self, row: RawRow) -> Row:
         if isinstance(row.value, RecordError):
             raise row.value
-        if not self.columns:
-            return row.value
-        missing = [theirs for theirs in self.columns.values() if theirs not in row.value]
-        if missing:
-            have = f"data.train.columns asks for it; the row has {show_fields(row.value)}"
-            raise RecordError(f"missing field {missing[0]!r}", f"{have} {nearest(missing[0], row.value)}".strip())
-        mapped = {ours: row.value[theirs] for ours, theirs in self.columns.items()}
-        if set(mapped) <= {"prompt", "id"}:  # prompts keep the rest of the row for whoever judges the answers
-            taken = self.columns.values()
-            mapped["answer"] = {name: value for name, value in row.value.items() if name not in taken}
-        return mapped
+        return self.mapping(row.value)
 
     def _settings(self) -> dict[str, Any]:
         return {
             "parse_version": PARSE_VERSION,
-            "columns": self.columns,
+            "columns": self.mapping.columns,
+            "label_values": self.mapping.label_values,
             "as_chat": self.as_chat,
             "on_bad_row": self.on_bad_row,
         }
@@ -235,6 +231,7 @@ class FileSource(RowSource):
     Args:
         path: A ``.jsonl``, ``.json`` (either also ``.gz``) or ``.parquet`` file, or a folder of them.
         columns: See :class:`RowSource`.
+        label_values: See :class:`RowSource`.
         as_chat: See :class:`RowSource`.
         on_bad_row: See :class:`RowSource`.
     """
@@ -244,10 +241,11 @@ class FileSource(RowSource):
         *,
         path: str,
         columns: Mapping[str, str] | None = None,
+        label_values: Mapping[Any, bool | None] | None = None,
         as_chat: bool = False,
         on_bad_row: OnBadRow = "error",
     ) -> None:
-        super().__init__(columns=columns, as_chat=as_chat, on_bad_row=on_bad_row)
+        super().__init__(columns=columns, label_values=label_values, as_chat=as_chat, on_bad_row=on_bad_row)
         self.path = Path(path).expanduser()
 
     @property
@@ -277,6 +275,7 @@ class HubSource(RowSource):
         revision: A commit, tag or branch. A branch is resolved to its commit of now, which then is
             part of the fingerprint; give the commit for a run that can be repeated.
         columns: See :class:`RowSource`.
+        label_values: See :class:`RowSource`.
         as_chat: See :class:`RowSource`.
         on_bad_row: See :class:`RowSource`.
     """
@@ -290,10 +289,11 @@ class HubSource(RowSource):
         data_dir: str | None = None,
         revision: str | None = None,
         columns: Mapping[str, str] | None = None,
+        label_values: Mapping[Any, bool | None] | None = None,
         as_chat: bool = False,
         on_bad_row: OnBadRow = "error",
     ) -> None:
-        super().__init__(columns=columns, as_chat=as_chat, on_bad_row=on_bad_row)
+        super().__init__(columns=columns, label_values=label_values, as_chat=as_chat, on_bad_row=on_bad_row)
         self.path, self.split, self.config, self.data_dir, self.revision = path, split, name, data_dir, revision
 
     @property
@@ -343,6 +343,7 @@ def file_or_hub(
     path: str | None,
     hub: HubSource,
     columns: Mapping[str, str] | None = None,
+    label_values: Mapping[Any, bool | None] | None = None,
     as_chat: bool = False,
     on_bad_row: OnBadRow = "error",
 ) -> RowSource:
@@ -352,11 +353,12 @@ def file_or_hub(
         path: A file or folder, or ``None``.
         hub: The data set on the hub; its own settings are replaced by those given here.
         columns: See :class:`RowSource`.
+        label_values: See :class:`RowSource`.
         as_chat: See :class:`RowSource`.
         on_bad_row: See :class:`RowSource`.
     """
     if path is not None:
-        return FileSource(path=path, columns=columns, as_chat=as_chat, on_bad_row=on_bad_row)
+        return FileSource(path=path, columns=columns, label_values=label_values, as_chat=as_chat, on_bad_row=on_bad_row)
     return HubSource(
         path=hub.path,
         split=hub.split,
@@ -364,17 +366,10 @@ def file_or_hub(
         data_dir=hub.data_dir,
         revision=hub.revision,
         columns=columns,
+        label_values=label_values,
         as_chat=as_chat,
         on_bad_row=on_bad_row,
     )
-
-
-def _check_columns(columns: Mapping[str, str]) -> None:
-    for name in columns:
-        if name not in _COLUMN_NAMES:
-            raise ConfigError(
-                "data.train.columns", got=name, expected=", ".join(_COLUMN_NAMES), hint=nearest(name, _COLUMN_NAMES)
-            )
 
 
 def _row_id(row: RawRow, value: Row, seen: set[str]) -> str:

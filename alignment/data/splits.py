@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from alignment.data.records import RecordKind
+from alignment.data.features import RECORDS_VERSION
+from alignment.data.records import TIE, RecordKind
 from alignment.data.sources import RowSource, Source
 from alignment.data.store import build_once
 from alignment.utils.errors import ConfigError
@@ -46,7 +47,8 @@ def cached_records(source: Source, cache_dir: Path) -> RecordSet:
         source: Where they come from.
         cache_dir: Where they are kept.
     """
-    found = (cache_dir / "records" / source.fingerprint / "meta.json").is_file()
+    kept = cache_dir / "records" / f"{source.fingerprint}-{RECORDS_VERSION}"
+    found = (kept / "meta.json").is_file()
 
     def build(folder: Path) -> None:
         rows, report = _load(source)
@@ -54,7 +56,7 @@ def cached_records(source: Source, cache_dir: Path) -> RecordSet:
             writer.write_table(rows.data.table, max_chunksize=1000)
         (folder / "meta.json").write_text(json.dumps({"kind": source.kind, "report": report}), "utf-8")
 
-    folder = build_once(cache_dir / "records" / source.fingerprint, build)
+    folder = build_once(kept, build)
     meta = json.loads((folder / "meta.json").read_text("utf-8"))
     if found and meta["report"].get("dropped"):
         logger.warning("%s rows were dropped when the data were read: %s", *_drops(meta["report"]["dropped"]))
@@ -102,6 +104,15 @@ def split_by_prompt(records: RecordSet, size: int | float) -> tuple[np.ndarray, 
     return everything[~chosen], everything[chosen]
 
 
+def soft_labels(records: RecordSet) -> int:
+    """How many preferences have one side that is likelier the better, but not for certain; 0 for other records."""
+    if records.kind is not RecordKind.PREFERENCE:
+        return 0
+    column = records.rows.with_format("arrow").select_columns(["probability"])[:]["probability"]
+    probabilities = column.to_numpy()
+    return int(np.sum((probabilities > TIE) & (probabilities < 1)))
+
+
 def _load(source: Source) -> tuple[Dataset, dict[str, Any]]:
     if isinstance(source, RowSource):
         rows, report = source.read()
@@ -112,7 +123,8 @@ def _load(source: Source) -> tuple[Dataset, dict[str, Any]]:
 
 def _prompt_keys(records: RecordSet) -> list[str]:
     """A hash of each record's prompt; of the whole record where it is a text without a prompt."""
-    names = [name for name in ("prompt", "messages", "completion") if name in records.rows.column_names]
+    texts = ("prompt", "messages", "completion", "chosen", "rejected")
+    names = [name for name in texts if name in records.rows.column_names]
     keys = []
     row: dict[str, Any]
     for row in records.rows.select_columns(names):  # type: ignore[assignment]

@@ -27,12 +27,6 @@ def content_hash(**parts: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def hash_file(path: Path) -> str:
-    """The sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def is_complete(folder: Path) -> bool:
     """Whether a folder was built to its end."""
     return (folder / MARKER).is_file()

@@ -17,6 +17,7 @@ from alignment.data.chat import Piece, completion_pieces, prompt_text, require_t
 from alignment.data.encoding import Encoder, tokenizer_hash
 from alignment.data.features import TOKEN_FEATURES
 from alignment.data.records import (
+    STEP_END,
     Binary,
     Demonstration,
     Preference,
@@ -26,17 +27,15 @@ from alignment.data.records import (
     RecordError,
     RecordKind,
     Stepwise,
+    UnfitError,
 )
 from alignment.data.records import from_row as record_from_row
 from alignment.data.store import content_hash
-from alignment.data.truncation import Side, TooLongError, Truncation, truncate_completions, truncate_prompt
+from alignment.data.truncation import Side, Truncation, truncate_completions, truncate_prompt
 from alignment.utils.errors import DataError
 
-TOKENISE_VERSION = 1
+TOKENISE_VERSION = 2
 """Part of every fingerprint: raise it when the same records would give other tokens."""
-
-STEP_END = "\n"
-"""Ends each step of a judged solution; a step's value is read at the last token before it."""
 
 
 class Tokeniser:
@@ -50,6 +49,7 @@ class Tokeniser:
         truncation: Limits and what happens beyond them.
         on_bad_row: ``error`` stops at a record that the template or the tokenizer cannot do,
             ``drop`` counts it.
+        soft_labels: Whether pairs keep how likely the chosen side is the better.
     """
 
     def __init__(
@@ -61,11 +61,13 @@ class Tokeniser:
         seen_as: Callable[[Record], tuple[Record, ...]],
         truncation: Truncation,
         on_bad_row: Literal["error", "drop"],
+        soft_labels: bool = False,
     ) -> None:
         self.seen_as = seen_as
         self.encoder = Encoder(tokenizer)
         self.hash = tokenizer_hash(tokenizer)
         self.have, self.want, self.truncation, self.on_bad_row = have, want, truncation, on_bad_row
+        self.soft_labels = soft_labels
 
     @property
     def fingerprint(self) -> str:
@@ -79,17 +81,26 @@ class Tokeniser:
             have=self.have,
             want=self.want,
             on_bad_row=self.on_bad_row,
+            soft_labels=self.soft_labels,
         )
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Tokenises a batch of columns; one row gives one row, or two if both sides are wanted."""
         names = list(batch)
         rows = [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        records = [item for row in rows for item in self.seen_as(record_from_row(self.have, row))]
-        parts = [self._parts(record) for record in records]
-        encoded = self.encoder.encode(text for part in parts if isinstance(part, Parts) for text in part.texts())
-        done = [self._row(record, part, encoded) for record, part in zip(records, parts, strict=True)]
+        taken_apart = [item for row in rows for item in self._take_apart(record_from_row(self.have, row))]
+        encoded = self.encoder.encode(
+            text for _, parts in taken_apart if isinstance(parts, Parts) for text in parts.texts()
+        )
+        done = [self._row(record, parts, encoded) for record, parts in taken_apart]
         return {name: [row[name] for row in done] for name in TOKEN_FEATURES}
+
+    def _take_apart(self, record: Record) -> list[tuple[Record, Parts | RecordError]]:
+        """What the record is seen as; itself, with the reason, where it does not fit."""
+        try:
+            return [(seen, self._parts(seen)) for seen in self.seen_as(record)]
+        except UnfitError as error:
+            return [(record, error)]
 
     def _parts(self, record: Record) -> Parts | RecordError:
         try:
@@ -98,12 +109,12 @@ class Tokeniser:
             return error
 
     def _row(self, record: Record, parts: Parts | RecordError, encoded: Mapping[str, list[int]]) -> dict[str, Any]:
-        row = _empty_row(record)
+        row = _empty_row(record, soft_labels=self.soft_labels)
         try:
             if isinstance(parts, RecordError):
                 raise parts
             row |= self._tokens(record, parts, encoded)
-        except TooLongError as error:
+        except UnfitError as error:
             row["dropped"] = error.reason
         except RecordError as error:
             if self.on_bad_row == "error":
@@ -277,7 +288,7 @@ def _answer_side(encoder: Encoder, groups: list[tuple[list[int], bool]]) -> Side
     return Side(ids, None if all(scored) else scored)
 
 
-def _empty_row(record: Record) -> dict[str, Any]:
+def _empty_row(record: Record, *, soft_labels: bool) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(TOKEN_FEATURES)
     lists = ("prompt_ids", "completion_ids", "rejected_ids", "scored", "step_labels")
     row |= {name: [] for name in lists}
@@ -285,6 +296,8 @@ def _empty_row(record: Record) -> dict[str, Any]:
     row |= dict.fromkeys(("truncated_prompt", "truncated_completion", "repaired_boundary"), False)
     if isinstance(record, Preference):
         row["margin"] = record.margin
+        if soft_labels:
+            row["probability"] = 1.0 if record.probability is None else record.probability
     if isinstance(record, Binary):
         row["label"] = record.label
     row["prompt"] = json.dumps(record.prompt, ensure_ascii=False) if isinstance(record, Prompt) else ""

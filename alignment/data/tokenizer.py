@@ -75,3 +75,25 @@ def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, options: TokenizerOpt
     if options.chat_template is not None:
         tokenizer.chat_template = chat_template(options.chat_template)
     return tokenizer
+
+
+def with_own_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Gives a tokenizer that pads with its end-of-sequence token its unknown token as padding instead.
+
+    Here masks come from lengths. But other tools find the end of a text that they classify by searching for the pad
+    token, and would stop one token early at an end of sequence that is the pad token too.
+
+    Raises:
+        ConfigError: If there is no other token to take.
+    """
+    if tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return tokenizer
+    if tokenizer.unk_token_id is None or tokenizer.unk_token_id == tokenizer.eos_token_id:
+        raise ConfigError(
+            "model.tokenizer.pad_token",
+            got=tokenizer.pad_token,
+            expected="another token than the end-of-sequence token, for a model that judges",
+            hint=f"the tokenizer's special tokens are {', '.join(map(str, tokenizer.all_special_tokens))}",
+        )
+    tokenizer.pad_token = tokenizer.unk_token
+    return tokenizer

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from alignment.data.records import RecordError
+from alignment.data.records import UnfitError
 from alignment.utils.errors import ConfigError, DataError
 
 PromptPolicy = Literal["keep_end", "keep_start", "drop", "error"]
 CompletionPolicy = Literal["truncate", "drop", "error"]
 
 
-class TooLongError(RecordError):
+class TooLongError(UnfitError):
     """A record that the truncation policy drops."""
 
 

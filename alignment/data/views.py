@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from alignment.data.records import Binary, Demonstration, Preference, Prompt, Record, RecordKind
+from alignment.data.records import (
+    STEP_END,
+    Binary,
+    Demonstration,
+    Preference,
+    Prompt,
+    Record,
+    RecordKind,
+    Stepwise,
+    UnfitError,
+)
 from alignment.utils.errors import ConfigError
 
 VIEWS: dict[RecordKind, tuple[RecordKind, ...]] = {
     RecordKind.PREFERENCE: (RecordKind.DEMONSTRATION, RecordKind.BINARY, RecordKind.PROMPT),
     RecordKind.DEMONSTRATION: (RecordKind.PROMPT,),
-    RecordKind.BINARY: (),
-    RecordKind.STEPWISE: (),
+    RecordKind.BINARY: (RecordKind.DEMONSTRATION, RecordKind.PROMPT),
+    RecordKind.STEPWISE: (RecordKind.DEMONSTRATION, RecordKind.BINARY, RecordKind.PROMPT),
     RecordKind.PROMPT: (),
 }
 """What each kind can also be seen as."""
@@ -31,57 +41,54 @@ def check_view(have: RecordKind, want: RecordKind) -> None:
     """
     if want != have and want not in VIEWS[have]:
         offers = "; ".join(_SERVES[kind] for kind in (have, *VIEWS[have]))
-        raise ConfigError(
-            "data",
-            got=f"{have} records",
-            expected=_SERVES[want],
-            hint=f"This data offers {offers}: choose another data set, or a method that one of these serves",
-        )
+        hint = f"This data offers {offers}: choose another data set, or a method that one of these serves"
+        if want is RecordKind.PREFERENCE and RecordKind.BINARY in (have, *VIEWS[have]):
+            hint += ". data=pairs_from_labels makes preferences of labelled completions that share their prompts"
+        raise ConfigError("data", got=f"{have} records", expected=_SERVES[want], hint=hint)
 
 
-def view(record: Record, want: RecordKind) -> tuple[Record, ...]:
+def view(record: Record, want: RecordKind, *, soft_labels: bool = False) -> tuple[Record, ...]:
     """A record as one or more of another kind.
 
     Args:
         record: Any record.
         want: What is asked for; a preference gives two labelled completions, else one gives one.
+        soft_labels: Whether a tie may stay a preference.
 
     Raises:
-        ConfigError: The record cannot be seen in that way.
+        ConfigError: Records of this kind cannot be seen in that way.
+        UnfitError: This one cannot: a tie, a bad completion as a demonstration, steps that nobody judged.
     """
     check_view(record.kind, want)
-    if want == record.kind:
-        return (record,)
     if want is RecordKind.PROMPT:
         return prompt_of(record)
-    assert isinstance(record, Preference)
-    if want is RecordKind.DEMONSTRATION:
-        return (_demonstration(record),)
-    return _both_sides(record)
+    if isinstance(record, Preference) and record.is_tie and not (soft_labels and want is RecordKind.PREFERENCE):
+        raise UnfitError("tie")
+    if want == record.kind:
+        return (record,)
+    if isinstance(record, Preference):
+        return both_sides(record) if want is RecordKind.BINARY else (_demonstration(record),)
+    labelled = whole_solution(record) if isinstance(record, Stepwise) else record
+    assert isinstance(labelled, Binary)
+    return (labelled,) if want is RecordKind.BINARY else (_imitated(labelled),)
 
 
 def prompt_of(record: Record) -> tuple[Prompt]:
-    """Any record's prompt, for measuring on; a prompt's own record keeps its answer fields."""
+    """Any record's prompt, for measuring on, with its answer fields."""
     if isinstance(record, Prompt):
         return (record,)
     prompt = Prompt(
-        id=record.id, prompt=record.prompt, prompt_ids=record.prompt_ids, tokenizer_hash=record.tokenizer_hash
+        id=record.id,
+        prompt=record.prompt,
+        prompt_ids=record.prompt_ids,
+        tokenizer_hash=record.tokenizer_hash,
+        answer=record.answer,
     )
     return (prompt,)
 
 
-def _demonstration(record: Preference) -> Demonstration:
-    return Demonstration(
-        id=record.id,
-        prompt=record.prompt,
-        completion=record.chosen,
-        prompt_ids=record.prompt_ids,
-        completion_ids=record.chosen_ids,
-        tokenizer_hash=record.tokenizer_hash,
-    )
-
-
-def _both_sides(record: Preference) -> tuple[Binary, Binary]:
+def both_sides(record: Preference) -> tuple[Binary, Binary]:
+    """The chosen completion with a thumbs up, and the rejected one with a thumbs down."""
     chosen, rejected = (
         Binary(
             id=f"{record.id}/{side}",
@@ -98,3 +105,45 @@ def _both_sides(record: Preference) -> tuple[Binary, Binary]:
         )
     )
     return chosen, rejected
+
+
+def whole_solution(record: Stepwise) -> Binary:
+    """A solution with a thumbs up if all its steps are right, and down if one is wrong.
+
+    Raises:
+        UnfitError: No step is known to be wrong, but not all are known to be right: nobody judged one, or its
+            label is between 0 and 1.
+    """
+    if 0 not in record.labels and set(record.labels) != {1}:
+        raise UnfitError("not known whether every step is right")
+    text = STEP_END.join(record.steps)
+    if isinstance(record.prompt, str) and not record.prompt.endswith(("\n", " ")):
+        text = STEP_END + text
+    return Binary(
+        id=record.id, prompt=record.prompt, completion=text, label=0 not in record.labels, answer=record.answer
+    )
+
+
+def _demonstration(record: Preference) -> Demonstration:
+    return Demonstration(
+        id=record.id,
+        prompt=record.prompt,
+        completion=record.chosen,
+        prompt_ids=record.prompt_ids,
+        completion_ids=record.chosen_ids,
+        tokenizer_hash=record.tokenizer_hash,
+    )
+
+
+def _imitated(record: Binary) -> Demonstration:
+    """A good completion as something to imitate."""
+    if not record.label:
+        raise UnfitError("thumbs down")
+    return Demonstration(
+        id=record.id,
+        prompt=record.prompt,
+        completion=record.completion,
+        prompt_ids=record.prompt_ids,
+        completion_ids=record.completion_ids,
+        tokenizer_hash=record.tokenizer_hash,
+    )

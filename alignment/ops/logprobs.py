@@ -41,7 +41,8 @@ def chunked_token_logps(
         scale: Multiplies the projection.
         softcap: Gemma 2's bound on the logits' size, in nats.
         temperature: What the sampler divided the logits by.
-        chunk_tokens: Rows that are projected at a time: the peak is about 2 * C * V * 4 bytes.
+        chunk_tokens: Rows that are projected at a time: the peak is about 2 * C * V * 4 bytes. A head that is not in
+            fp32 is copied to it, another V * H * 4 bytes, and its gradient is summed in as many.
 
     Returns:
         Log-probs in nats, in fp32 (fp64 for fp64 inputs).
@@ -55,6 +56,36 @@ def chunked_token_logps(
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     head = _Head(scale=scale, softcap=softcap, temperature=temperature)
     return _ChunkedTokenLogps.apply(hidden, weight, bias, targets, head, chunk_tokens)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def chunked_collision_logps(
+    hidden: Float[Tensor, "T H"],
+    weight: Float[Tensor, "V H"],
+    *,
+    bias: Float[Tensor, "V"] | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    chunk_tokens: int = 1024,
+) -> Float[Tensor, "T"]:
+    """Returns log sum_v p(v)^2 for each row of ``hidden``, in nats, without gradient.
+
+    It is the log-probability that two draws give the same token. Arguments are as in :func:`chunked_token_logps`.
+
+    Example:
+        >>> chunked_collision_logps(torch.zeros(1, 4), torch.zeros(8, 4)).exp()
+        tensor([0.1250])
+    """
+    head = _Head(scale=scale, softcap=softcap, temperature=temperature)
+    values: list[Tensor] = []
+    with torch.autocast(hidden.device.type, enabled=False):
+        weight_a, bias_a = _accurate(weight), None if bias is None else _accurate(bias)
+        for start in range(0, max(len(hidden), 1), chunk_tokens):
+            logits, _ = head.logits(_accurate(hidden[start : start + chunk_tokens]), weight_a, bias_a)
+            normaliser = logits.logsumexp(-1)
+            values.append(logits.mul_(2).logsumexp(-1) - 2 * normaliser)
+    return torch.cat(values)
 
 
 def plain_token_logps(

@@ -19,7 +19,7 @@ def global_mean(
 
     Args:
         values: Unreduced losses, one an item (a record, a pair, a token).
-        weights: 1 for an item that counts, 0 for a filler; ``None`` counts all.
+        weights: 1 for an item that counts, 0 for a filler, whatever that holds; ``None`` counts all.
         count: Items in the whole optimiser step, all micro-batches and ranks together.
         shares: Micro-batches a step times ranks.
 
@@ -37,8 +37,7 @@ def global_mean(
     """
     if count <= 0:
         raise ValueError(f"a mean over {count} items: an optimiser step must hold at least one")
-    total = values.sum() if weights is None else (values * weights).sum()
-    return total * (shares / count)
+    return _weighted(values, weights).sum() * (shares / count)
 
 
 def masked_total(
@@ -48,6 +47,9 @@ def masked_total(
     values = values.detach().double()
     if weights is None:
         return values.sum(), values.new_tensor(float(values.numel()))
-    weights = weights.double()
-    # A filler may hold anything, NaN too: it is selected out, not multiplied by zero.
-    return torch.where(weights > 0, values * weights, 0.0).sum(), weights.sum()
+    return _weighted(values, weights.double()).sum(), weights.double().sum()
+
+
+def _weighted(values: Float[Tensor, "items"], weights: Float[Tensor, "items"] | None) -> Float[Tensor, "items"]:
+    """Multiplies. A filler may hold anything, NaN too: it is selected out first, and its gradient is exactly 0."""
+    return values if weights is None else torch.where(weights > 0, values, 0.0) * weights

@@ -23,13 +23,14 @@ def message(*overrides: str, verb: str = "train", config_dir: Path | None = None
 
 def test_wrong_choice_names_the_choices_and_the_nearest() -> None:
     text = message("method=dpoo")
-    assert text.startswith("method: got 'dpoo', expected one of dpo, ")
+    assert text.startswith("method: got 'dpoo', expected one of cpo, dpo, ")
     assert text.endswith("did you mean 'dpo'?")
 
 
 def test_wrong_key_names_its_neighbours_and_the_nearest() -> None:
     assert message("method.bta=0.2") == (
-        "method.bta: got '0.2', expected one of the keys of 'method': beta, label_smoothing. "
+        "method.bta: got '0.2', expected one of the keys of 'method': beta, length_normalised, nll_coefficient, "
+        "nll_normaliser, weighting, loss, divergence. "
         "did you mean 'method.beta'?"
     )
 
@@ -42,7 +43,9 @@ def test_wrong_group_names_the_nearest() -> None:
 
 def test_wrong_key_below_a_choice_that_the_command_changes() -> None:
     text = message("method=sft", "reference=none", "method.normalizer=token")
-    assert "expected one of the keys of 'method': normaliser. did you mean 'method.normaliser'?" in text
+    assert (
+        "expected one of the keys of 'method': normaliser, train_on_prompt. did you mean 'method.normaliser'?" in text
+    )
 
 
 def test_wrong_key_is_worded_even_if_a_choice_is_wrong_as_well() -> None:

@@ -15,15 +15,23 @@ from alignment.config.validate import validate
 
 # What else must be chosen for a file to be part of something that can run.
 WITH = {
-    "data/demonstrations": ["method=sft", "reward=none"],
-    "data/hh": ["reward=none"],
-    "data/jsonl": ["reward=none"],
-    "data/openings": ["reward=none"],
-    "data/ultrafeedback": ["reward=none"],
+    "data/demonstrations": ["method=sft"],
+    "data/world_chains_demonstrations": ["method=sft"],
+    "data/world_chains_outcomes": ["method=reward_model"],
+    "data/world_chains_steps": ["method=prm"],
     "data/world_demonstrations": ["method=sft"],
+    "data/world_feedback": ["method=kto"],
+    "model/chains_init": ["method=sft", "data=world_chains_demonstrations"],
     "model/world_init": ["method=sft", "data=world_demonstrations"],
     "reference/adapter_off": ["adapter=lora"],
     "reference/none": ["method=sft"],
+    "reward/model": ["reward.paths=[given]"],
+    "scorer/length": ["selection=best_of_n", "rollout.sampling.num_samples=2"],
+    "scorer/model": ["selection=best_of_n", "rollout.sampling.num_samples=2", "scorer.paths=[given]"],
+    "scorer/process": ["selection=best_of_n", "rollout.sampling.num_samples=2"],
+    "scorer/vader": ["selection=best_of_n", "rollout.sampling.num_samples=2"],
+    "selection/best_of_n": ["scorer=length", "rollout.sampling.num_samples=2"],
+    "selection/majority_vote": ["data=world_chains", "rollout.sampling.num_samples=2"],
 }
 VERBS = ("train", "evaluate", "generate")
 

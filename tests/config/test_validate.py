@@ -33,7 +33,8 @@ class TestNames:
 
     def test_added_key_inside_a_component(self) -> None:
         assert message("+method.betta=1") == (
-            "method.betta: got 1, expected an argument of alignment.methods.dpo.DPO: beta, label_smoothing. "
+            "method.betta: got 1, expected an argument of alignment.methods.dpo.DPO: beta, divergence, "
+            "length_normalised, loss, nll_coefficient, nll_normaliser, weighting. "
             "did you mean 'method.beta'?"
         )
 
@@ -276,8 +277,22 @@ class TestRules:
 
     def test_the_worlds_true_reward_is_for_the_world(self) -> None:
         data = ("data=jsonl", "data.train.path=my.jsonl")
-        assert message(*data).startswith("reward: got 'gold', expected another reward, or none")
+        assert message(*data, "reward=gold").startswith("reward: got 'gold', expected another reward, or none")
         check(*data, "reward=none")
+
+    def test_the_reward_follows_the_data(self) -> None:
+        def reward(verb: str, *overrides: str) -> str | None:
+            cfg = task_config(compose(verb, list(overrides)))
+            return None if cfg.reward is None else str(cfg.reward._target_).rpartition(".")[2]
+
+        own = ("data=jsonl", "data.train.path=my.jsonl")
+        texts = ("data=openings", "data.train.source.path=my.jsonl")
+        assert reward("train") == reward("evaluate", "model.path=m") == "GoldReward"
+        assert reward("train", *own) is None
+        assert reward("evaluate", "model.path=m", *texts) is None
+        assert reward("train", "data=hh") is None
+        assert reward("train", *own, "reward=vader") == "VaderReward", "what is typed wins"
+        assert reward("train", "experiment=stories_sentiment") == "VaderReward", "and so does an experiment"
 
     @pytest.mark.parametrize(
         ("override", "expected"),

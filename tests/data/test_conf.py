@@ -38,9 +38,9 @@ def test_group_reads_a_local_file(
         {field: value.format(number) if "{}" in value else f"{value}{number}" for field, value in row.items()}
         for number in range(8)
     ]
-    overrides = [f"+data={name}", f"{key}={write_jsonl(rows)}", "data.validation_size=2", "data.batch_size=2"]
+    overrides = [f"data={name}", f"{key}={write_jsonl(rows)}", "data.validation_size=2", "data.batch_size=2"]
     with initialize_config_dir(str(CONF), version_base=None):
-        cfg = compose(overrides=overrides)
+        cfg = compose("train", overrides=overrides)
     make = instantiate(cfg.data, _convert_="all")
     data = make(tokenizer=tokenizer, batch_type=batch_type, seed=1, cache_dir=tmp_path / "cache")
     batch = next(iter(data.train_dataloader()))
@@ -48,10 +48,24 @@ def test_group_reads_a_local_file(
     assert (data.num_train_records, data.num_validation_records) == (6, 2)
 
 
+def test_pairs_from_labels_in_the_users_words(
+    write_jsonl: Callable[..., Path], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = [{"q": f"Q{number // 3}", "a": f"a{number}", "says": ["1_ok", "bad", 3][number % 3]} for number in range(12)]
+    overrides = ["data=pairs_from_labels", f"data.train.source.path={write_jsonl(rows)}", "data.validation_size=1"]
+    overrides += ["data.train.source.columns={prompt: q, completion: a, label: says}"]
+    overrides += ["data.train.source.label_values={1_ok: true, bad: false, 3: null}"]
+    with initialize_config_dir(str(CONF), version_base=None):
+        cfg = compose("train", overrides=overrides)
+    make = instantiate(cfg.data, _convert_="all")
+    data = make(tokenizer=tokenizer, batch_type=PreferenceBatch, seed=1, cache_dir=tmp_path / "cache")
+    assert (data.num_train_records, data.num_validation_records) == (3, 1)
+
+
 @pytest.mark.parametrize("name", ["hh", "ultrafeedback"])
 def test_group_without_a_path_is_the_hubs(name: str) -> None:
     with initialize_config_dir(str(CONF), version_base=None):
-        cfg = compose(overrides=[f"+data={name}"])
+        cfg = compose("train", overrides=[f"data={name}"])
     source = instantiate(cfg.data.train, _convert_="all")
     assert isinstance(source, HubSource)
     assert source.path == cfg.data.train.hub.path

@@ -44,10 +44,38 @@ def test_preference_batch(make_module: Make, preference_rows: Rows, tokenizer: A
     assert batch.counts == {
         "records": 6,
         "tokens": len(batch.tokens.targets),
+        "completion_tokens": len(batch.tokens.targets),
         "chosen_tokens": chosen,
         "real_tokens": batch.tokens.num_real_tokens,
     }
     assert batch.reference_token_logps is None
+    assert batch.probabilities is None
+    assert batch.tokens.in_completion is None
+
+
+def test_preference_batch_with_scored_prompts(make_module: Make, preference_rows: Rows, tokenizer: Any) -> None:
+    rows = preference_rows(6)
+    data = make_module(rows, batch_size=6, micro_batch_size=3, score_prompt=True)
+    plain = list(make_module(rows, batch_size=6, micro_batch_size=3).train_dataloader())
+    batches = list(data.train_dataloader())
+    all_scored = sum(len(batch.tokens.targets) for batch in batches)
+    in_completions = sum(int(batch.tokens.in_completion.sum()) for batch in batches)
+    of_chosen = sum(int((batch.tokens.sequence_index < 3).sum()) for batch in batches)
+    assert all_scored == in_completions + 2 * sum(len(tokenizer(row["prompt"])["input_ids"]) - 1 for row in rows)
+    for batch, without in zip(batches, plain, strict=True):
+        assert batch.counts == {
+            "records": 6,
+            "tokens": all_scored,
+            "completion_tokens": in_completions,
+            "chosen_tokens": of_chosen,
+            "real_tokens": without.counts["real_tokens"],
+        }
+        assert without.counts["completion_tokens"] == without.counts["tokens"] == in_completions
+        assert torch.equal(batch.tokens.targets[batch.tokens.in_completion], without.tokens.targets)
+        first = rows[int(batch.ids[0].split(":")[1]) - 1]
+        whole = first["prompt"] + first["chosen"] + "<|im_end|>"
+        head = tokenizer.decode(tokenizer(first["prompt"])["input_ids"][0])
+        assert head + texts(batch, tokenizer)[0] == whole
 
 
 def test_margins(make_module: Make) -> None:
@@ -66,6 +94,71 @@ def test_sft_batch_of_a_multi_turn_chat(make_module: Make, tokenizer: Any) -> No
     assert isinstance(batch, SFTBatch)
     assert texts(batch, tokenizer) == ["Hello<|im_end|>Goodbye<|im_end|>"]
     assert batch.counts["tokens"] == len(batch.tokens.targets)
+    data = make_module(rows, batch_type=SFTBatch, micro_batch_size=1, batch_size=1, score_prompt=True)
+    (whole,) = data.train_dataloader()
+    ids = whole.tokens.input_ids[0, 1:].tolist()
+    assert whole.tokens.targets.tolist() == ids  # the user's second turn too
+    assert torch.equal(whole.tokens.targets[whole.tokens.in_completion], batch.tokens.targets)
+    assert (whole.counts["tokens"], whole.counts["completion_tokens"]) == (len(ids), batch.counts["tokens"])
+
+
+def test_turn_that_was_cut_behind_the_last_answer_is_not_scored(make_module: Make, tokenizer: Any) -> None:
+    turns = [("user", "Hi"), ("assistant", "Hello"), ("user", "and " * 30), ("assistant", "Goodbye")]
+    rows = [{"messages": [{"role": role, "content": content} for role, content in turns]}]
+    data = make_module(rows, batch_type=SFTBatch, micro_batch_size=1, batch_size=1, max_length=40, score_prompt=True)
+    (batch,) = data.train_dataloader()
+    assert tokenizer.decode(batch.tokens.targets).endswith("Hello<|im_end|>")
+    assert batch.tokens.num_real_tokens == 40
+    assert batch.counts["tokens"] == len(batch.tokens.targets) < 39
+    assert tokenizer.decode(batch.tokens.targets[batch.tokens.in_completion]) == "Hello<|im_end|>"
+
+
+@pytest.mark.parametrize("batch_type", [BinaryBatch, StepwiseBatch, PromptBatch])
+def test_prompts_are_scored_for_demonstrations_and_preferences_only(make_module: Make, batch_type: type[Batch]) -> None:
+    with pytest.raises(ValueError, match="demonstrations and preferences only"):
+        make_module(batch_type=batch_type, score_prompt=True)
+
+
+SURE: list[dict[str, Any]] = [
+    {"prompt": "Q1", "chosen": " a", "rejected": " b", "votes": [2, 1]},
+    {"prompt": "Q2", "chosen": " a", "rejected": " b"},
+    {"prompt": "Q3", "chosen": " a", "rejected": " b", "probability": 0.25},
+    {"prompt": "Q4", "chosen": " a", "rejected": " b", "probability": 0.5},
+]
+
+
+def test_soft_labels_stand_beside_their_pairs(
+    make_module: Make, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make_module(SURE, micro_batch_size=4, soft_labels=True)
+    (batch,) = data.train_dataloader()
+    assert batch.probabilities.dtype == torch.float32
+    found = dict(zip(batch.ids, batch.probabilities.tolist(), strict=True))
+    assert found == pytest.approx({"data.jsonl:1": 2 / 3, "data.jsonl:2": 1, "data.jsonl:3": 0.75, "data.jsonl:4": 0.5})
+    chosen = dict(zip(batch.ids, texts(batch, tokenizer), strict=False))
+    assert chosen["data.jsonl:3"] == " b<|im_end|>"
+    assert data.statistics["train"]["dropped"] == {}
+    assert not caplog.records
+
+
+def test_ties_are_dropped_and_other_soft_labels_read_as_hard(
+    make_module: Make, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make_module(SURE, micro_batch_size=4)
+    (batch,) = data.train_dataloader()
+    assert batch.probabilities is None
+    assert sorted(batch.ids[:3]) == ["data.jsonl:1", "data.jsonl:2", "data.jsonl:3"]
+    assert dict(zip(batch.ids, texts(batch, tokenizer), strict=False))["data.jsonl:3"] == " b<|im_end|>"
+    assert data.statistics["train"]["dropped"] == {"tie": 1}
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("dropped 1 records: tie" in text for text in said) == 1
+    assert sum("2 preferences are not certain" in text for text in said) == 1
+    assert data.fingerprint != make_module(SURE, soft_labels=True).fingerprint
+
+
+@pytest.mark.parametrize(("batch_type", "records"), [(SFTBatch, 3), (BinaryBatch, 6), (PromptBatch, 4)])
+def test_ties_show_nothing_to_imitate(make_module: Make, batch_type: type[Batch], records: int) -> None:
+    assert make_module(SURE, batch_type=batch_type).num_train_records == records
 
 
 def test_binary_batch_from_preferences(make_module: Make, preference_rows: Rows) -> None:
@@ -107,6 +200,46 @@ def test_one_preference_file_serves_all_its_views(make_module: Make, batch_type:
     data = make_module(batch_type=batch_type, validation_size=4)
     assert isinstance(next(iter(data.train_dataloader())), batch_type)
     assert isinstance(next(iter(data.val_dataloader())), batch_type)
+
+
+ROWS_OF: dict[str, list[dict[str, Any]]] = {
+    "preference": [{"prompt": "Q", "chosen": " a", "rejected": " b"}] * 2,
+    "demonstration": [{"prompt": "Q", "completion": " a"}] * 2,
+    "binary": [{"prompt": "Q", "completion": " a", "label": label} for label in (True, False)],
+    "stepwise": [
+        {"prompt": "Q", "completions": ["a", "b"], "labels": labels} for labels in ([1, 1], [1, 0], [1, None])
+    ],
+    "prompt": [{"prompt": "Q"}] * 2,
+}
+SERVED: dict[tuple[str, type[Batch]], int] = {
+    ("preference", PreferenceBatch): 2,
+    ("preference", SFTBatch): 2,
+    ("preference", BinaryBatch): 4,
+    ("preference", PromptBatch): 2,
+    ("demonstration", SFTBatch): 2,
+    ("demonstration", PromptBatch): 2,
+    ("binary", BinaryBatch): 2,
+    ("binary", SFTBatch): 1,  # the good one
+    ("binary", PromptBatch): 2,
+    ("stepwise", StepwiseBatch): 3,
+    ("stepwise", BinaryBatch): 2,  # not the one with an unjudged step
+    ("stepwise", SFTBatch): 1,  # the right one
+    ("stepwise", PromptBatch): 3,
+    ("prompt", PromptBatch): 2,
+}
+
+
+@pytest.mark.parametrize("kind", ROWS_OF)
+@pytest.mark.parametrize("batch_type", [SFTBatch, PreferenceBatch, BinaryBatch, StepwiseBatch, PromptBatch])
+def test_every_kind_of_data_with_every_kind_of_method(make_module: Make, kind: str, batch_type: type[Batch]) -> None:
+    data = make_module(ROWS_OF[kind], batch_type=batch_type, micro_batch_size=4)
+    if (kind, batch_type) not in SERVED:
+        with pytest.raises(ConfigError, match=f"data: got '{kind} records', expected .*This data offers"):
+            data.setup()
+        return
+    batches = list(data.train_dataloader())
+    assert all(isinstance(batch, batch_type) for batch in batches)
+    assert sum(batch.weights.sum() for batch in batches) == SERVED[kind, batch_type]
 
 
 def test_impossible_view_is_refused(make_module: Make) -> None:
@@ -369,10 +502,12 @@ def fill(data: DataModule, path: Path, *, leave_out: str = "") -> ReferenceCache
 
 @pytest.mark.parametrize("batch_type", [PreferenceBatch, BinaryBatch])
 @pytest.mark.parametrize("early", [True, False], ids=["loader first", "cache first"])
+@pytest.mark.parametrize("score_prompt", [True, False])
 def test_cached_references_stand_beside_their_tokens(
-    make_module: Make, tmp_path: Path, batch_type: type[Batch], early: bool
+    make_module: Make, tmp_path: Path, batch_type: type[Batch], early: bool, score_prompt: bool
 ) -> None:
-    data = make_module(batch_type=batch_type, validation_size=4)
+    score_prompt = score_prompt and batch_type is PreferenceBatch
+    data = make_module(batch_type=batch_type, validation_size=4, score_prompt=score_prompt)
     loader = data.train_dataloader() if early else None
     data.attach_reference(fill(data, tmp_path / "reference"))
     for batch in [*(loader or data.train_dataloader()), *data.val_dataloader()]:
@@ -383,6 +518,15 @@ def test_hole_in_the_cache_stops_before_training(make_module: Make, tmp_path: Pa
     data = make_module()
     with pytest.raises(DataError, match=r"no record 'data\.jsonl:3'"):
         data.attach_reference(fill(data, tmp_path / "reference", leave_out="data.jsonl:3"))
+
+
+def test_cache_without_prompts_is_not_taken_for_one_with_them(make_module: Make, tmp_path: Path) -> None:
+    completions, everything = make_module(), make_module(score_prompt=True)
+    assert completions.fingerprint == everything.fingerprint
+    assert completions.scored_fingerprint != everything.scored_fingerprint
+    everything.attach_reference(fill(completions, tmp_path / "reference"))
+    with pytest.raises(DataError, match="made from other data"):
+        next(iter(everything.train_dataloader()))
 
 
 def test_cache_of_other_lengths_is_refused(make_module: Make, tmp_path: Path) -> None:

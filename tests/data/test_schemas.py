@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from alignment.data.judged_schemas import JUDGED_SCHEMAS
 from alignment.data.process_schemas import PROCESS_SCHEMAS
-from alignment.data.records import RECORD_TYPES, RecordError, RecordKind, Stepwise, from_row
+from alignment.data.records import RECORD_TYPES, Preference, RecordError, RecordKind, Stepwise, from_row
 from alignment.data.schemas import SCHEMAS, parse_human_assistant, recognise
 from alignment.data.sources import FileSource
 from alignment.utils.errors import DataError
@@ -52,6 +56,76 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"prompt": "Q: ", "chosen": "a", "rejected": "b", "margin": 2.5},
         {"prompt": "Q: ", "chosen": "a", "rejected": "b", "margin": 2.5},
     ),
+    (
+        "text pairs",
+        {"prompt": "Q: ", "chosen": "a", "rejected": "b", "probability": 0.5},
+        {"prompt": "Q: ", "chosen": "a", "rejected": "b", "probability": 0.5},
+    ),
+    (
+        "PandaLM",
+        {
+            "instruction": "Add",
+            "input": "1 2",
+            "response1": "4",
+            "response2": "3",
+            "annotator1": 2,
+            "annotator2": 2,
+            "annotator3": 0,
+        },
+        {"prompt": [{"role": "user", "content": "Add\n\n1 2"}], "chosen": "3", "rejected": "4", "probability": 5 / 6},
+    ),
+    (
+        "WebGPT comparisons",
+        {
+            "text": ["## Human:\nHi\n\n\n\n## Assistant:\n Hello", "## Human:\nHi\n\n## Assistant:\nGo away"],
+            "score": [1.5, 0.5],
+        },
+        {"prompt": [USER], "chosen": "Hello", "rejected": "Go away", "probability": 0.75},
+    ),
+    (
+        "AlpacaEval",
+        {"instruction": "Hi", "output_1": "Go away", "output_2": "Hello", "preference": 1.75},
+        {"prompt": [USER], "chosen": "Hello", "rejected": "Go away", "probability": 0.75},
+    ),
+    (
+        "Auto-J pairs",
+        {"prompt": "Hi", "response 1": "Go away", "response 2": "Hello", "label": 1},
+        {"prompt": [USER], "chosen": "Hello", "rejected": "Go away", "probability": 1.0},
+    ),
+    (
+        "Auto-J pairs",
+        {"prompt": "Hi", "response 1": "Go away", "response 2": "Hello", "label": 2},
+        {"prompt": [USER], "chosen": "Go away", "rejected": "Hello", "probability": 0.5},
+    ),
+    (
+        "LLMBar",
+        {"input": "Hi", "output_1": "Hello", "output_2": "Go away", "label": 1},
+        {"prompt": [USER], "chosen": "Hello", "rejected": "Go away", "probability": 1.0},
+    ),
+    (
+        "TruthfulQA judgements",
+        {"prompt": "Q: Do bats see?\nA: Yes.\nThey do.\nTrue:", "completion": " yes"},
+        {"prompt": "Q: Do bats see?\nA:", "completion": " Yes.\nThey do.", "label": True},
+    ),
+    (
+        "model solutions",
+        {"question": "Hi", "ground_truth": "Hello", "small": {"is_correct": False, "solution": "Go away"}},
+        {"prompt": [USER], "completion": "Go away", "label": False},
+    ),
+    *(
+        (
+            "XSTest completions",
+            {"type": kind, "prompt": "Hi", "completion": "Hello", "final_label": verdict},
+            {"prompt": [USER], "completion": "Hello", "label": label},
+        )
+        for kind, verdict, label in [
+            ("homonyms", "1_full_compliance", True),
+            ("homonyms", "2_full_refusal", False),
+            ("contrast_homonyms", "1_full_compliance", False),
+            ("contrast_homonyms", "2_full_refusal", True),
+        ]
+    ),
+    ("labelled texts", {"text": "dull", "label": 0}, {"prompt": "", "completion": "dull", "label": False}),
     (
         "text pairs without a prompt",
         {"chosen": "The sky is blue.", "rejected": "The sky is green."},
@@ -105,7 +179,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (
         "BIG-Bench-Mistake",
         {"input": "Q", "steps": ["a", "b", "c"], "mistake_index": 1, "answer": "x", "target": "y"},
-        {"prompt": "Q", "steps": ("a", "b", "c"), "labels": (1.0, 0.0, None)},
+        {"prompt": "Q", "steps": ("a", "b", "c"), "labels": (1.0, 0.0, None), "answer": {"answer": "y"}},
     ),
     (
         "BIG-Bench-Mistake",
@@ -161,7 +235,77 @@ def test_format(name: str, row: dict[str, Any], fields: dict[str, Any]) -> None:
 
 def test_every_format_has_a_case() -> None:
     assert {case[0] for case in CASES} == {schema.name for schema in SCHEMAS}
-    assert set(PROCESS_SCHEMAS) < set(SCHEMAS)
+    assert {*PROCESS_SCHEMAS, *JUDGED_SCHEMAS} < set(SCHEMAS)
+
+
+PAIRS = [
+    {"prompt": "Q", "chosen": "a", "rejected": "b"},
+    {"chosen": "The sky is blue.", "rejected": "The sky is green."},
+    {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: Go away"},
+    {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [OTHER]},
+    {"prompt": [USER], "chosen": "Hello", "rejected": "Go away"},
+    {
+        "conversations": [{"from": "human", "value": "Hi"}],
+        "chosen": {"from": "gpt", "value": "Hello"},
+        "rejected": {"from": "gpt", "value": "Go away"},
+    },
+]
+
+
+@pytest.mark.parametrize("row", PAIRS, ids=range(len(PAIRS)))
+@pytest.mark.parametrize(
+    ("says", "probability", "swapped"),
+    [
+        ({"probability": 0.75}, 0.75, False),
+        ({"probability": 0.25}, 0.75, True),
+        ({"probability": 0}, 1.0, True),
+        ({"probability": None}, None, False),
+        ({"votes": [3, 1]}, 0.75, False),
+        ({"votes": [1, 3]}, 0.75, True),
+        ({"votes": [2, 2]}, 0.5, False),
+    ],
+)
+def test_every_format_of_pairs_takes_soft_labels(
+    row: dict[str, Any], says: dict[str, Any], probability: float | None, swapped: bool
+) -> None:
+    schema = recognise({**row, **says})
+    assert schema is not None
+    (plain,), (found,) = schema.parse(row), schema.parse({**row, **says})
+    sides = (plain["rejected"], plain["chosen"]) if swapped else (plain["chosen"], plain["rejected"])
+    assert (found["chosen"], found["rejected"], found.get("probability")) == (*sides, probability)
+    assert Preference(id="x", **found).is_tie == (probability == 0.5)
+
+
+def test_swapped_sides_take_their_tokens_and_margin_along() -> None:
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b", "probability": 0.25, "margin": -2.0}
+    ids = {"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3], "tokenizer_hash": "t"}
+    schema = recognise(row)
+    assert schema is not None
+    (fields,) = schema.parse({**row, **ids})
+    assert (fields["chosen_ids"], fields["rejected_ids"], fields["margin"]) == ((3,), (2,), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        ({"probability": 1.5}, r"probability outside \[0, 1\]: got 1\.5"),
+        ({"probability": -0.1}, r"probability outside \[0, 1\]: got -0\.1"),
+        ({"probability": float("nan")}, "NaN or Inf: probability is nan"),
+        ({"probability": "0.9"}, "probability is not a number: got '0.9'"),
+        ({"probability": True}, "probability is not a number: got True"),
+        ({"votes": [0, 0]}, r"votes are not two numbers: got \[0, 0\]"),
+        ({"votes": [1]}, r"votes are not two numbers: got \[1\]"),
+        ({"votes": [2, -1]}, r"votes are not two numbers: got \[2, -1\]"),
+        ({"votes": "12"}, "votes are not two numbers: got '12'"),
+        ({"votes": [1, 2], "probability": 0.5}, "both votes and a probability"),
+    ],
+)
+def test_bad_soft_labels_are_named(says: dict[str, Any], message: str) -> None:
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b", **says}
+    schema = recognise(row)
+    assert schema is not None
+    with pytest.raises(RecordError, match=message):
+        schema.parse(row)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +327,19 @@ def test_every_format_has_a_case() -> None:
         ({"input": "Q Step 1: a ки", "label": "Q Step 1: a ?", "task": "x"}, "label does not match the input's steps"),
         ({"input": "Q a ки", "label": "Q a +", "task": "x"}, "step separator not found"),
         ({"prompt": "Q", "completion": [USER, ASSISTANT], "label": True}, "completion holds several turns"),
+        ({"text": "so so", "label": 3}, "label is not a boolean"),
+        (
+            {"instruction": "Q", "response1": "a", "response2": "b", "annotator1": 3},
+            "an annotator's verdict is not 0, 1 or 2",
+        ),
+        ({"instruction": "Q", "output_1": "a", "output_2": "b", "preference": 0}, "preference outside [1, 2]"),
+        ({"prompt": "Q", "response 1": "a", "response 2": "b", "label": [1]}, "unknown label"),
+        ({"text": ["## Human:\nQ", "## Human:\nQ"], "score": [1, 1]}, "not a question and an answer"),
+        (
+            {"text": ["## Human:\nQ\n\n## Assistant:\na", "## Human:\nR\n\n## Assistant:\nb"], "score": [1, 1]},
+            "not two answers to one question",
+        ),
+        ({"type": "x", "prompt": "Q", "completion": "a", "final_label": "4"}, "unknown final_label"),
         ({"prompt": "Q", "completion": "a", "prompt_ids": ["x"], "completion_ids": [1]}, "prompt_ids is not a list"),
     ],
 )
@@ -233,8 +390,27 @@ REAL = {
     ),
     "preference/dpo_en_demo.jsonl.gz": (RecordKind.PREFERENCE, 300, {}),
     "feedback/kto_en_demo.jsonl.gz": (RecordKind.BINARY, 300, {}),
-    "feedback/truthfulqa_truth.jsonl.gz": (RecordKind.DEMONSTRATION, 18012, {}),
-    "feedback/xstest_completions_human.jsonl.gz": (RecordKind.DEMONSTRATION, 1625, {}),
+    "feedback/truthfulqa_truth.jsonl.gz": (RecordKind.BINARY, 17962, {"empty completion": 50}),
+    "feedback/xstest_completions_human.jsonl.gz": (RecordKind.BINARY, 1507, {"partial refusal": 118}),
+    "feedback/gsm8k_model_solutions.jsonl.gz": (RecordKind.BINARY, 2584, {}),
+    "feedback/rt_polarity.jsonl.gz": (RecordKind.BINARY, 8578, {}),
+    "preference/pandalm_human.jsonl": (
+        RecordKind.PREFERENCE,
+        732,
+        {"empty rejected": 39, "chosen is not text": 6},
+    ),
+    "preference/webgpt_comparisons.jsonl.gz": (RecordKind.PREFERENCE, 718, {}),
+    "preference/alpaca_eval_gpt4.jsonl.gz": (
+        RecordKind.PREFERENCE,
+        1270,
+        {"empty rejected": 17, "empty chosen": 1, "chosen equals rejected": 2},
+    ),
+    "preference/autoj_pairwise_human.jsonl.gz": (
+        RecordKind.PREFERENCE,
+        1094,
+        {"chosen equals rejected": 7, "empty rejected": 1},
+    ),
+    "preference/llmbar.jsonl": (RecordKind.PREFERENCE, 263, {}),
     "sft/alpaca_en_demo.jsonl.gz": (RecordKind.DEMONSTRATION, 907, {}),
     "sft/gpteacher_roleplay.jsonl.gz": (RecordKind.DEMONSTRATION, 1718, {}),
     "text/tinystories.jsonl.gz": (RecordKind.DEMONSTRATION, 836, {}),
@@ -261,7 +437,7 @@ def test_real_file(shared_data: Path, name: str) -> None:
     assert (len(rows), report.records, dict(report.dropped)) == (records, records, dropped)
     source = FileSource(path=str(shared_data / name))
     assert source.kind is kind
-    if dropped:
+    if set(dropped) - {"partial refusal"}:
         with pytest.raises(DataError, match=rf"{name}:\d+: "):
             source.load()
 
@@ -277,3 +453,37 @@ def test_real_file(shared_data: Path, name: str) -> None:
 )
 def test_real_file_by_column_mapping(shared_data: Path, name: str, columns: dict[str, str], records: int) -> None:
     assert len(FileSource(path=str(shared_data / name), columns=columns).load()) == records
+
+
+@pytest.mark.parametrize(
+    ("name", "ties", "divided"),
+    [
+        ("pandalm_human.jsonl", 43, 86),
+        ("webgpt_comparisons.jsonl.gz", 192, 387),
+        ("autoj_pairwise_human.jsonl.gz", 294, 0),
+        ("llmbar.jsonl", 0, 0),
+    ],
+)
+def test_ties_and_divided_votes_of_real_files(shared_data: Path, name: str, ties: int, divided: int) -> None:
+    """Counts that a few lines of jq give too."""
+    rows = FileSource(path=str(shared_data / "preference" / name), on_bad_row="drop").load()
+    probabilities = np.array(rows["probability"])
+    assert (int((probabilities == 0.5).sum()), int(((probabilities > 0.5) & (probabilities < 1)).sum())) == (
+        ties,
+        divided,
+    )
+
+
+def test_the_likelier_output_of_alpaca_eval_is_chosen(shared_data: Path) -> None:
+    path = shared_data / "preference/alpaca_eval_gpt4.jsonl.gz"
+    rows = {row["id"]: row for row in FileSource(path=str(path), on_bad_row="drop").load()}
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        given = {f"{path.name}:{number}": json.loads(line) for number, line in enumerate(lines, start=1)}
+    assert len(rows) == 1270
+    seconds = 0
+    for name, row in rows.items():
+        second_is_better = given[name]["preference"] > 1.5
+        seconds += second_is_better
+        assert row["chosen"] == given[name]["output_2" if second_is_better else "output_1"]
+        assert row["probability"] == pytest.approx(abs(given[name]["preference"] - 1.5) + 0.5)
+    assert seconds == 42

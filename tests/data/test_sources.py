@@ -49,6 +49,42 @@ def test_wrong_column_names(write_jsonl: Callable[..., Path]) -> None:
         FileSource(path=path, columns={"prompt": "promt"}).load()
 
 
+def test_label_values(write_jsonl: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    given = ["good", "neither", "bad", 5, True]
+    path = write_jsonl([{"prompt": "Q", "completion": f"a{place}", "says": value} for place, value in enumerate(given)])
+    columns = {"prompt": "prompt", "completion": "completion", "label": "says"}
+    meaning = {"good": True, "bad": False, "neither": None, 5: True, True: False}
+    source = FileSource(path=str(path), columns=columns, label_values=meaning)
+    rows, report = source.read()
+    assert list(zip(rows["completion"], rows["label"], strict=True)) == [
+        ("a0", True),
+        ("a2", False),
+        ("a3", True),
+        ("a4", False),
+    ]
+    assert report.dropped == {"label counts as neither": 1}  # in a strict run too: the row is sound
+    assert "1 x label counts as neither" in caplog.text
+    short = FileSource(path=str(path), columns=columns, label_values={"good": True, "neither": None})
+    with pytest.raises(DataError, match=r"data\.jsonl:3: unknown label: got 'bad'.*label_values has good, neither"):
+        short.load()
+    assert len({one.fingerprint for one in (source, short, FileSource(path=str(path), columns=columns))}) == 3
+
+
+def test_label_values_of_a_recognised_format(write_jsonl: Callable[..., Path]) -> None:
+    path = write_jsonl([{"text": "fine", "label": 5}, {"text": "dull", "label": 1}])
+    with pytest.raises(DataError, match=r"label is not a boolean: got 5; .*data\.train\.label_values"):
+        FileSource(path=str(path)).load()
+    assert list(FileSource(path=str(path), label_values={5: True, 1: False}).load()["label"]) == [True, False]
+    pairs = write_jsonl([{"prompt": "Q", "chosen": "a", "rejected": "b"}], "pairs.jsonl")
+    with pytest.raises(DataError, match="missing field 'label'"):
+        FileSource(path=str(pairs), label_values={"good": True}).load()
+
+
+def test_wrong_label_values() -> None:
+    with pytest.raises(ConfigError, match=r"data\.train\.label_values\.good: got 'yes'"):
+        FileSource(path="x.jsonl", label_values={"good": "yes"})  # type: ignore[dict-item]
+
+
 def test_first_row_may_be_the_bad_one(write_jsonl: Callable[..., Path]) -> None:
     path = write_jsonl([{"prompt": "Q", "chosen": "a"}, PAIR])
     with pytest.raises(DataError, match=r":1: missing field 'rejected'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -11,10 +12,12 @@ from alignment.data.records import (
     Demonstration,
     Preference,
     Prompt,
+    PromptLike,
     Record,
     RecordError,
     RecordKind,
     Stepwise,
+    UnfitError,
     from_row,
     to_row,
 )
@@ -36,7 +39,7 @@ RECORDS: dict[RecordKind, Record] = {
     ),
     RecordKind.DEMONSTRATION: Demonstration(id="d", prompt="Q", completion="a", prompt_ids=(1,), completion_ids=(2,)),
     RecordKind.BINARY: Binary(id="b", prompt="Q", completion="a", label=True),
-    RecordKind.STEPWISE: Stepwise(id="s", prompt="Q", steps=("a", "b"), labels=(1.0, None)),
+    RecordKind.STEPWISE: Stepwise(id="s", prompt="Q", steps=("a", "b"), labels=(1.0, 1.0)),
     RecordKind.PROMPT: Prompt(id="q", prompt=CHAT, answer={"target": [1, None]}),
 }
 
@@ -65,6 +68,63 @@ def test_every_combination(have: RecordKind, want: RecordKind) -> None:
     else:
         with pytest.raises(ConfigError, match=f"data: got '{have} records'.*This data offers"):
             view(RECORDS[have], want)
+
+
+@pytest.mark.parametrize(
+    ("labels", "good"),
+    [((1.0, 1.0), True), ((1.0, 0.0), False), ((0.0, None), False), ((0.5, 0.0), False), ((1, 1), True)],
+)
+@pytest.mark.parametrize(("prompt", "text"), [("Q", "\na\nb"), ("Q\n", "a\nb"), (CHAT, "a\nb")])
+def test_a_solution_is_good_if_all_its_steps_are(labels: tuple, good: bool, prompt: PromptLike, text: str) -> None:
+    record = Stepwise(id="s", prompt=prompt, steps=("a", "b"), labels=labels, answer={"target": 1})
+    expected = Binary(id="s", prompt=prompt, completion=text, label=good, answer={"target": 1})
+    assert view(record, RecordKind.BINARY) == (expected,)
+    if good:
+        assert view(record, RecordKind.DEMONSTRATION) == (Demonstration(id="s", prompt=prompt, completion=text),)
+    else:
+        with pytest.raises(UnfitError, match="thumbs down"):
+            view(record, RecordKind.DEMONSTRATION)
+
+
+@pytest.mark.parametrize("labels", [(1.0, None), (None, 1.0), (1.0, 0.9)])
+@pytest.mark.parametrize("want", [RecordKind.BINARY, RecordKind.DEMONSTRATION])
+def test_a_solution_with_doubtful_steps_is_neither_good_nor_bad(labels: tuple, want: RecordKind) -> None:
+    with pytest.raises(UnfitError, match="not known whether every step is right"):
+        view(Stepwise(id="s", prompt="Q", steps=("a", "b"), labels=labels), want)
+
+
+def test_only_good_completions_are_imitated() -> None:
+    good = Binary(
+        id="b", prompt="Q", completion="a", label=True, prompt_ids=(1,), completion_ids=(2,), tokenizer_hash="t"
+    )
+    (found,) = view(good, RecordKind.DEMONSTRATION)
+    assert found == Demonstration(
+        id="b", prompt="Q", completion="a", prompt_ids=(1,), completion_ids=(2,), tokenizer_hash="t"
+    )
+    with pytest.raises(UnfitError, match="thumbs down"):
+        view(replace(good, label=False), RecordKind.DEMONSTRATION)
+
+
+def test_a_tie_serves_only_as_a_prompt_or_where_soft_labels_are_wanted() -> None:
+    tie = replace(RECORDS[RecordKind.PREFERENCE], probability=0.5)
+    for want in (RecordKind.PREFERENCE, RecordKind.DEMONSTRATION, RecordKind.BINARY):
+        with pytest.raises(UnfitError, match="tie"):
+            view(tie, want)
+    for want in (RecordKind.DEMONSTRATION, RecordKind.BINARY):
+        with pytest.raises(UnfitError, match="tie"):
+            view(tie, want, soft_labels=True)
+    assert view(tie, RecordKind.PREFERENCE, soft_labels=True) == (tie,)
+    assert view(tie, RecordKind.PROMPT)[0].prompt == CHAT
+    nearly = replace(tie, probability=0.51)
+    assert view(nearly, RecordKind.PREFERENCE) == (nearly,)
+
+
+def test_refusal_names_the_way_to_pairs() -> None:
+    with pytest.raises(ConfigError, match="data=pairs_from_labels makes preferences"):
+        check_view(RecordKind.BINARY, RecordKind.PREFERENCE)
+    with pytest.raises(ConfigError) as caught:
+        check_view(RecordKind.DEMONSTRATION, RecordKind.PREFERENCE)
+    assert "pairs_from_labels" not in str(caught.value)
 
 
 def test_refusal_names_what_is_offered() -> None:
@@ -100,6 +160,15 @@ TURN = {"role": "assistant", "content": "a"}
         (lambda: Demonstration(id="x", prompt=CHAT, completion=CHAT), "the conversation does not end"),
         (lambda: Preference(id="x", prompt="Q", chosen="a", rejected="b", margin=float("nan")), "NaN or Inf"),
         (lambda: Preference(id="x", prompt="Q", chosen="a", rejected="b", margin="1"), "margin is not a number"),
+        (
+            lambda: Preference(id="x", prompt="Q", chosen="a", rejected="b", probability=1.5),
+            "probability outside [0, 1]",
+        ),
+        (
+            lambda: Preference(id="x", prompt="Q", chosen="a", rejected="b", probability=0.4),
+            "probability below one half",
+        ),
+        (lambda: Preference(id="x", prompt="Q", chosen="a", rejected="b", probability=float("nan")), "NaN or Inf"),
         (lambda: Stepwise(id="x", prompt="Q", steps=("a",), labels=()), "steps and labels differ in number"),
         (lambda: Stepwise(id="x", prompt="Q", steps=("a",), labels=(1.5,)), "step label outside"),
         (lambda: Stepwise(id="x", prompt="Q", steps=("a",), labels=(None,)), "no step has a label"),

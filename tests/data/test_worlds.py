@@ -6,7 +6,7 @@ import math
 import statistics
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from random import Random
 
 import pytest
@@ -19,6 +19,7 @@ from alignment.data.worlds import reviews
 from alignment.data.worlds.reviews import NEGATIVE, POSITIVE, gold_reward, parse_prompt, parse_sentences
 from alignment.data.worlds.sources import (
     WorldDemonstrations,
+    WorldFeedback,
     WorldPreferences,
     WorldPrompts,
     preference_probability,
@@ -28,9 +29,12 @@ from alignment.utils.errors import ConfigError
 
 FORMAL = "Write a formal review of the soup at the castle."
 CASUAL = "Write a casual review of the soup at the castle."
+PAIRS = {"num_records": 10, "seed": 0, "split": "train", "temperature": 0.1, "pairs": "independent"}
+FEEDBACK = {"num_records": 10, "seed": 0, "split": "train", "temperature": 0.1, "keep_desirable": 0.5}
 SOURCES = [
     WorldDemonstrations(num_records=40, seed=0, split="train"),
-    WorldPreferences(num_records=40, seed=0, split="train", temperature=0.1),
+    WorldPreferences(num_records=40, seed=0, split="train", temperature=0.1, pairs="independent"),
+    WorldFeedback(num_records=40, seed=0, split="train", temperature=0.1, keep_desirable=1.0),
     WorldPrompts(num_records=40, seed=0, split="train"),
 ]
 
@@ -195,20 +199,33 @@ def test_a_source_gives_records_of_its_kind_and_the_same_each_time(source):
     assert records == [from_row(source.kind, row) for row in source.load()]
 
 
-def test_a_longer_set_begins_with_the_shorter_and_another_seed_is_another_set():
-    short, long = (WorldPreferences(num_records=n, seed=0, split="train", temperature=0.1) for n in (10, 20))
-    other = WorldPreferences(num_records=10, seed=1, split="train", temperature=0.1)
-    assert short.load()[:]["chosen"] == long.load()[:10]["chosen"]
-    assert short.load()[:]["chosen"] != other.load()[:]["chosen"]
+def preferences(**changes):
+    return WorldPreferences(**{**PAIRS, **changes})
 
 
-def test_the_fingerprint_covers_every_argument():
-    base = {"num_records": 10, "seed": 0, "split": "train", "temperature": 0.1}
-    changes = [{}, {"num_records": 11}, {"seed": 1}, {"split": "held_out"}, {"temperature": 0.2}]
-    prints = [WorldPreferences(**{**base, **change}).fingerprint for change in changes]
+def feedback(**changes):
+    return WorldFeedback(**{**FEEDBACK, **changes})
+
+
+@pytest.mark.parametrize("make", [preferences, feedback])
+def test_a_longer_set_begins_with_the_shorter_and_another_seed_is_another_set(make):
+    short, long, other = (
+        make(**changes).load().to_list() for changes in ({}, {"num_records": 20}, {"seed": 1, "num_records": 20})
+    )
+    assert short == long[: len(short)]
+    assert len(long) > len(short) > 0
+    assert not {row["id"] for row in long} & {row["id"] for row in other}
+
+
+@pytest.mark.parametrize(
+    ("make", "own"), [(preferences, {"pairs": "near_duplicate"}), (feedback, {"keep_desirable": 0.4})]
+)
+def test_the_fingerprint_covers_every_argument(make, own):
+    changes = [{}, {"num_records": 11}, {"seed": 1}, {"split": "held_out"}, {"temperature": 0.2}, own]
+    prints = [make(**change).fingerprint for change in changes]
     demonstrations = WorldDemonstrations(num_records=10, seed=0, split="train").fingerprint
-    assert len({*prints, demonstrations}) == 6
-    assert prints[0] == WorldPreferences(**base).fingerprint
+    assert len({*prints, demonstrations}) == 7
+    assert prints[0] == make().fingerprint
 
 
 def test_splits_do_not_share_prompts():
@@ -225,7 +242,7 @@ def test_prompts_are_spread_over_the_split():
 
 
 def test_preferences_are_labelled_by_the_reward():
-    rows = WorldPreferences(num_records=300, seed=0, split="train", temperature=0.0).load()
+    rows = preferences(num_records=300, temperature=0.0).load()
     for row in rows:
         assert row["chosen"] != row["rejected"]
         chosen, rejected = (gold_reward(row["messages"], row[name]).total for name in ("chosen", "rejected"))
@@ -233,7 +250,7 @@ def test_preferences_are_labelled_by_the_reward():
 
 
 def test_label_noise_is_bradley_terrys():
-    rows = WorldPreferences(num_records=2000, seed=0, split="train", temperature=0.1).load()
+    rows = preferences(num_records=2000).load()
     gaps = [
         gold_reward(row["messages"], row["chosen"]).total - gold_reward(row["messages"], row["rejected"]).total
         for row in rows
@@ -243,6 +260,41 @@ def test_label_noise_is_bradley_terrys():
     spread = math.sqrt(sum(p * (1 - p) for p in (preference_probability(abs(g), temperature=0.1) for g in gaps)))
     assert abs(agreed - expected) < 4 * spread
     assert 0.7 < agreed / 2000 < 0.95
+
+
+def test_the_sides_of_a_near_duplicate_differ_in_one_adjective():
+    kinds = {word: kind for kind in reviews.ADJECTIVES for word in kind}
+    rows = preferences(num_records=300, pairs="near_duplicate").load()
+    moved = []
+    for row in rows:
+        words = [row[side].replace(".", " .").replace("!", " !").split() for side in ("chosen", "rejected")]
+        ((chosen, rejected),) = [(a, b) for a, b in zip_longest(*words) if a != b]
+        assert kinds[chosen] is not kinds[rejected]
+        moved.append(kinds[chosen] is POSITIVE or kinds[rejected] is NEGATIVE)
+        assert gold_reward(row["messages"], row["rejected"]).grammar > 0.4
+    # Which of the two is natural, and which was made, says nothing; the reward decides, with noise.
+    assert 0.6 < statistics.mean(moved) < 0.95
+
+
+@pytest.mark.parametrize(("pairs", "grows"), [("independent", True), ("length_neutral", False)])
+def test_what_is_chosen_is_longer_unless_length_plays_no_part(pairs, grows, tokenizer):
+    rows = preferences(num_records=3000, pairs=pairs).load()
+    more = [len(tokenizer(row["chosen"])["input_ids"]) - len(tokenizer(row["rejected"])["input_ids"]) for row in rows]
+    error = statistics.stdev(more) / math.sqrt(len(more))
+    assert (statistics.mean(more) > 4 * error) == grows
+    assert grows or abs(statistics.mean(more)) < 2 * error
+
+
+def test_feedback_is_both_sides_of_the_pairs_and_only_thumbs_up_are_left_out():
+    pairs = preferences(num_records=200).load().to_list()
+    sides = {(row[side], side == "chosen") for row in pairs for side in ("chosen", "rejected")}
+    every, few = (feedback(num_records=400, keep_desirable=kept).load().to_list() for kept in (1.0, 0.1))
+    assert {(row["completion"], row["label"]) for row in every} == sides
+    assert [row for row in few if not row["label"]] == [row for row in every if not row["label"]]
+    assert len(every) == 400
+    kept = [row for row in few if row["label"]]
+    assert 8 < len(kept) < 35
+    assert all(row in every for row in kept)
 
 
 @pytest.mark.parametrize(
@@ -259,8 +311,10 @@ def test_preference_probability(gap, temperature, probability):
     [
         (lambda: WorldDemonstrations(num_records=0, seed=0, split="train"), "num_records: got 0"),
         (lambda: WorldDemonstrations(num_records=1, seed=0, split="test"), "split: got 'test'"),
-        (lambda: WorldPreferences(num_records=1, seed=0, split="train", temperature=-1.0), "temperature: got -1"),
-        (lambda: WorldPreferences(num_records=1, seed=0, split="train", temperature=math.nan), "temperature: got nan"),
+        (lambda: preferences(temperature=-1.0), "temperature: got -1"),
+        (lambda: preferences(temperature=math.nan), "temperature: got nan"),
+        (lambda: preferences(pairs="near"), "pairs: got 'near'"),
+        (lambda: feedback(keep_desirable=1.5), "keep_desirable: got 1.5"),
         (lambda: WorldPrompts(num_records=10_000, seed=0, split="held_out"), "at most 208"),
     ],
 )
@@ -323,5 +377,6 @@ def test_kinds():
     assert [source.kind for source in SOURCES] == [
         RecordKind.DEMONSTRATION,
         RecordKind.PREFERENCE,
+        RecordKind.BINARY,
         RecordKind.PROMPT,
     ]

@@ -39,6 +39,15 @@ def test_a_fillers_nan_does_not_reach_the_log():
     assert (total.item(), count.item()) == (1.0, 1.0)
 
 
+def test_a_fillers_nan_reaches_neither_the_loss_nor_the_gradient():
+    values = torch.tensor([1.0, float("nan"), 3.0, float("inf")], requires_grad=True)
+    loss = global_mean(values, weights=torch.tensor([1.0, 0.0, 0.5, 0.0]), count=2, shares=3)
+    loss.backward()
+    assert loss.item() == (1.0 + 1.5) / 2 * 3
+    assert values.grad is not None
+    assert values.grad.tolist() == [1.5, 0.0, 0.75, 0.0]
+
+
 def test_an_empty_step_is_refused():
     with pytest.raises(ValueError, match="a mean over 0 items"):
         global_mean(torch.zeros(0), weights=None, count=0, shares=1)

@@ -45,6 +45,7 @@ NEGATIVE = (
 )
 NEUTRAL = ("ordinary", "average", "usual", "plain", "common", "standard", "simple", "typical")
 # fmt: on
+ADJECTIVES = (POSITIVE, NEGATIVE, NEUTRAL)
 
 REQUESTS = (
     "Write a {register} review of the {thing} at the {place}.",
@@ -122,6 +123,7 @@ class Sentence:
     num_words: int
 
 
+@cache
 def prompts(split: Split) -> tuple[str, ...]:
     """Returns every request of a split, in a fixed order.
 
@@ -174,6 +176,18 @@ def sample_completion(request: Request, *, random: Random) -> str:
         judgement = _sample_judgement(praise, random=random)
         sentences.append(text.format(subject=subject, place=request.place, judgement=judgement))
     return " ".join(sentences)
+
+
+def change_adjective(completion: str, *, random: Random) -> str:
+    """Returns a review with one adjective changed for one of another kind: praise, blame, or neither.
+
+    Args:
+        completion: A review of this world.
+        random: Chooses which adjective, and for which.
+    """
+    found = random.choice(list(_adjective_pattern().finditer(completion)))
+    other = random.choice([word for kind in ADJECTIVES if found[0] not in kind for word in kind])
+    return completion[: found.start()] + other + completion[found.end() :]
 
 
 def gold_reward(prompt: PromptLike, completion: str) -> Gold:
@@ -289,6 +303,11 @@ def _sentence_patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
         for register, texts in SENTENCES.items()
         for text in texts
     )
+
+
+@cache
+def _adjective_pattern() -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{'|'.join(word for kind in ADJECTIVES for word in kind)})\b")
 
 
 def _pattern(text: str, slots: dict[str, tuple[str, ...]], *, judgement: str = "") -> re.Pattern[str]:
