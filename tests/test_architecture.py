@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alignment"
 #: Files of methods/ that are shared by all methods.
-SHARED = {"__init__", "base", "offline", "metrics", "schedules", "preference_metrics"}
+SHARED = {"__init__", "base", "calibration", "offline", "metrics", "nll", "pairwise", "schedules", "preference_metrics"}
 METHODS = sorted(path.stem for path in (PACKAGE / "methods").glob("*.py") if path.stem not in SHARED)
 
 

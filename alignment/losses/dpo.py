@@ -1,6 +1,8 @@
-"""Direct preference optimisation, Rafailov et al. 2023, arXiv 2305.18290."""
+"""Direct preference optimisation, Rafailov et al. 2023, arXiv 2305.18290: the logistic loss on pairs."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -9,26 +11,22 @@ from torch import Tensor
 
 def dpo_loss(
     *,
-    policy_chosen_sum_logps: Float[Tensor, "pairs"],
-    policy_rejected_sum_logps: Float[Tensor, "pairs"],
-    reference_chosen_sum_logps: Float[Tensor, "pairs"],
-    reference_rejected_sum_logps: Float[Tensor, "pairs"],
+    chosen_log_ratio: Float[Tensor, "pairs"],
+    rejected_log_ratio: Float[Tensor, "pairs"],
     beta: float,
-    label_smoothing: float,
+    label_smoothing: Annotated[float, "[0, 0.5)"],
 ) -> Float[Tensor, "pairs"]:
-    """Returns -(1 - e) log sigma(beta d) - e log sigma(-beta d) for each pair.
+    """Returns -(1 - e) log sigma(beta d) - e log sigma(-beta d) for each pair, with d = c - r.
 
-    d = (log pi(y_w) - log pi_ref(y_w)) - (log pi(y_l) - log pi_ref(y_l)), equation 7 of the paper; with a label
-    smoothing e > 0 it is conservative DPO (E. Mitchell, "A note on DPO with noisy preferences", 2023,
-    equation 3), which takes e as the probability that a label is flipped.
+    c = log pi(y_w) - log pi_ref(y_w), and r the same of y_l: equation 7 of the paper. With a label smoothing e > 0 it
+    is conservative DPO (E. Mitchell, "A note on DPO with noisy preferences", 2023, equation 3), which takes e as the
+    probability that a label is flipped.
 
     Args:
-        policy_chosen_sum_logps: Sum over the chosen completion's tokens, in nats.
-        policy_rejected_sum_logps: The same for the rejected completion.
-        reference_chosen_sum_logps: The same under the reference, without gradient.
-        reference_rejected_sum_logps: The same under the reference, without gradient.
+        chosen_log_ratio: c, in nats.
+        rejected_log_ratio: r, in nats.
         beta: Strength of the KL constraint; larger stays closer to the reference.
-        label_smoothing: e in [0, 0.5).
+        label_smoothing: e.
 
     Returns:
         The loss of each pair, in nats, unreduced.
@@ -36,15 +34,8 @@ def dpo_loss(
     Example:
         >>> import torch
         >>> zero = torch.zeros(1)
-        >>> dpo_loss(policy_chosen_sum_logps=zero, policy_rejected_sum_logps=zero,
-        ...     reference_chosen_sum_logps=zero, reference_rejected_sum_logps=zero,
-        ...     beta=0.1, label_smoothing=0.0)
+        >>> dpo_loss(chosen_log_ratio=zero, rejected_log_ratio=zero, beta=0.1, label_smoothing=0.0)
         tensor([0.6931])
     """
-    chosen_log_ratio = policy_chosen_sum_logps - reference_chosen_sum_logps
-    rejected_log_ratio = policy_rejected_sum_logps - reference_rejected_sum_logps
     logits = beta * (chosen_log_ratio - rejected_log_ratio)
-    loss = -F.logsigmoid(logits)
-    if label_smoothing:
-        loss = (1 - label_smoothing) * loss - label_smoothing * F.logsigmoid(-logits)
-    return loss
+    return -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)

@@ -21,11 +21,12 @@ from tqdm.auto import tqdm
 from alignment.data.datamodule import DataModule
 from alignment.data.reference_cache import ReferenceCache, cache_key
 from alignment.methods.metrics import MetricSums, with_prefix
-from alignment.models.bundle import ModelBundle
+from alignment.models.bundle import ModelBundle, TrainedModel
 from alignment.models.logprob_model import LogprobModel
 from alignment.models.references import Precomputed, fill_cache
+from alignment.models.score_model import SequenceScorer, StepScorer
 from alignment.models.sharding import whole
-from alignment.types import Batch, Role
+from alignment.types import Batch, Head, Role
 from alignment.utils.errors import UserError
 
 
@@ -49,21 +50,27 @@ class Parts:
 class Method(pl.LightningModule):
     """Base of all methods.
 
-    A subclass declares facts: the batch that it eats and the roles that it needs.
+    A subclass declares facts: the batch that it eats and the roles that it needs. It trains the policy, or, where
+    that is none of its roles, the reward model; the trained module's attribute is named by its role.
 
     Attributes:
         batch_type: The typed batch.
         roles: The models that are loaded, and no others.
+        head: What sits on the trained model's trunk.
+        uses_soft_labels: Whether a preference may be a tie or a divided vote.
     """
 
     batch_type: ClassVar[type[Batch]]
     roles: ClassVar[frozenset[Role]]
+    head: ClassVar[Head] = Head.LANGUAGE
+    uses_soft_labels: ClassVar[bool] = False
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
         self.parts = parts
         self.bundle = parts.bundle
         self.policy: LogprobModel
+        self.reward: SequenceScorer | StepScorer
         self.train_sums = MetricSums()
         self.budget = {"prompts": 0.0, "tokens_trained": 0.0, "tokens_generated": 0.0, "seconds": 0.0}
         # With an adapter only the adapter is saved: the rest of the model is missing from a checkpoint by design.
@@ -72,20 +79,41 @@ class Method(pl.LightningModule):
         self._last_log = (0.0, 0.0)
         self._step_facts: dict[str, float] = {}
         self._last_sums: MetricSums | None = None
+        self._loaded_metrics: dict[str, Tensor] = {}
         self._logged_step = 0
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's tokens are scored too, beside the completion's."""
+        return False
+
+    @property
+    def needs_mismatched(self) -> bool:
+        """Whether batches carry prompts with completions of other prompts."""
+        return False
+
+    @property
+    def trained_role(self) -> Role:
+        """The role of the model that trains."""
+        return Role.POLICY if Role.POLICY in self.roles else Role.REWARD
+
+    @property
+    def trained(self) -> TrainedModel:
+        """The model that trains."""
+        return getattr(self, self.trained_role)
 
     def configure_model(self) -> None:
         """Builds the bundle, once; under FSDP2 sharded over the data-parallel mesh."""
-        if "policy" in self._modules:
+        if self.trained_role in self._modules:
             return
         mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
-        self.policy = self.bundle.build(self.roles, mesh=mesh)
+        self.add_module(self.trained_role, self.bundle.build(self.roles, mesh=mesh))
         if self.bundle.adapter is not None:
             self.register_state_dict_post_hook(_keep_trainable)
 
     def configure_optimizers(self) -> Any:
         """Builds one optimiser over what trains, in two groups: matrices decay, vectors do not."""
-        trainable = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        trainable = [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
         matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
         vectors = [parameter for parameter in trainable if parameter.ndim < 2]
         groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -110,7 +138,8 @@ class Method(pl.LightningModule):
             reference.frozen.to(self.device)
 
     def on_train_start(self) -> None:
-        """Starts the clock of the budget."""
+        """Starts the clock of the budget, and brings back what a resumed run had measured."""
+        self.trainer.callback_metrics.update(self._loaded_metrics)
         self._clock = time.perf_counter()
         self._last_log = (self.budget["seconds"], self.budget["tokens_trained"])
 
@@ -130,17 +159,13 @@ class Method(pl.LightningModule):
         """Notes this step's learning rate and, when the step is logged, its gradient's norm before clipping."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:
-            gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+            gradients = [p.grad for p in self.trained.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             self._step_facts = {
                 "train/optim/learning_rate": float(optimizer.param_groups[0]["lr"]),
                 "train/optim/grad_norm": whole_norm.item(),
             }
-
-    def configure_callbacks(self) -> list[Callback]:
-        """Counts and logs in a callback: Lightning calls a module's own hook only after a checkpoint was saved."""
-        return [_EndOfBatch()]
 
     def end_batch(self, batch: Batch) -> None:
         """Counts the budget, and logs at the end of an optimiser step."""
@@ -167,13 +192,15 @@ class Method(pl.LightningModule):
             self._log_train()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves the budget, and a reference that has changed, beside the weights."""
+        """Saves the budget, the last metrics, and a reference that has changed, beside the weights."""
         checkpoint["budget"] = dict(self.budget)
+        checkpoint["metrics"] = dict(self.trainer.callback_metrics)
         checkpoint["reference"] = None if self.bundle.reference is None else self.bundle.reference.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores them."""
         self.budget = dict(checkpoint["budget"])
+        self._loaded_metrics = dict(checkpoint["metrics"])
         if self.bundle.reference is not None:
             self.bundle.reference.load_state_dict(checkpoint["reference"])
 
@@ -221,14 +248,21 @@ class Method(pl.LightningModule):
         self._logged_step, self._last_sums = self.global_step, None
 
 
-class _EndOfBatch(Callback):
+class EndOfBatch(Callback):
+    """Has the method count and log. The first of all callbacks: the others then see the metrics of this very step.
+
+    Lightning calls a module's own hook only after every callback, when a checkpoint was saved already.
+    """
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        """Ends the batch."""
         assert isinstance(pl_module, Method)
         pl_module.end_batch(batch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ends the training."""
         assert isinstance(pl_module, Method)
         pl_module.end_training()
 

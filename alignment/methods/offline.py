@@ -105,4 +105,5 @@ class PreferenceMethod(OfflineMethod):
         assert Role.REFERENCE in self.roles
         assert self.bundle.reference is not None
         token_logps = self.bundle.reference.batch_logps(batch)
-        return TokenLogps(token_logps, batch.tokens.sequence_index, batch.tokens.num_sequences)
+        tokens = batch.tokens
+        return TokenLogps(token_logps, tokens.sequence_index, tokens.num_sequences, tokens.in_completion)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
+
+import torch
 
 from alignment.losses.sft import sft_loss
 from alignment.methods.base import Parts
@@ -11,19 +14,26 @@ from alignment.types import Role, SFTBatch
 
 
 class SFT(OfflineMethod):
-    """Maximum likelihood of completions.
+    """Maximum likelihood of completions, and of their prompts if that is wanted.
 
     Args:
         normaliser: ``token`` weighs every token of the step alike, ``sequence`` every demonstration alike.
+        train_on_prompt: Whether the prompt's tokens are learnt too.
         parts: From the run.
     """
 
     batch_type = SFTBatch
     roles = frozenset({Role.POLICY})
 
-    def __init__(self, *, normaliser: Literal["token", "sequence"], parts: Parts) -> None:
+    def __init__(self, *, normaliser: Literal["token", "sequence"], train_on_prompt: bool, parts: Parts) -> None:
         super().__init__(parts)
         self.normaliser = normaliser
+        self.train_on_prompt = train_on_prompt
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's tokens are learnt too."""
+        return self.train_on_prompt
 
     def terms(self, batch: SFTBatch) -> Terms:
         """Computes the cross-entropy of a micro-batch."""
@@ -33,9 +43,12 @@ class SFT(OfflineMethod):
         if self.normaliser == "token":
             term = Term(losses, "tokens", token_weights)
         else:
-            term = Term(policy.sum_by_sequence(losses) / policy.num_tokens, "records", batch.weights)
+            # Without the mask, sums and numbers are of all scored tokens.
+            scored = replace(policy, in_completion=None)
+            term = Term(scored.sum_by_sequence(losses) / scored.num_tokens, "records", batch.weights)
+        completion = torch.ones_like(token_weights) if policy.in_completion is None else policy.in_completion
         metrics: Weighted = {
-            "logps/completion_mean_nats": (policy.token_logps, token_weights),
+            "logps/completion_mean_nats": (policy.token_logps, token_weights * completion),
             "length/completion_tokens": (policy.num_tokens, batch.weights),
         }
         return Terms(loss={"nll": term}, metrics=metrics)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from alignment.models.score_model import score_head_name
+from alignment.types import Head
 from alignment.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,6 +18,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from alignment.models.logprob_model import LogprobModel
+
+
+#: peft's name of what a model with each head is for.
+_TASKS = {Head.LANGUAGE: "CAUSAL_LM", Head.SCORE: "SEQ_CLS", Head.STEPS: "TOKEN_CLS"}
+
+
+def adapter_for(config: LoraConfig, model: PreTrainedModel, head: Head) -> LoraConfig:
+    """Returns the configuration for a model with this head: one that judges trains whole, beside the adapter."""
+    if head is Head.LANGUAGE:
+        return config
+    changed = copy.deepcopy(config)
+    changed.task_type = _TASKS[head]
+    changed.modules_to_save = sorted({*(config.modules_to_save or ()), score_head_name(model)})
+    return changed
 
 
 def apply_adapter(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> PeftModel:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from safetensors import SafetensorError
 
-from alignment.data.tokenizer import TokenizerOptions, load_tokenizer
+from alignment.data.tokenizer import TokenizerOptions, load_tokenizer, with_own_pad_token
+from alignment.models.score_model import NUM_LABELS, score_head, score_head_name
+from alignment.types import Head
 from alignment.utils.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -39,8 +41,8 @@ class ModelSource(Protocol):
         """Reads the architecture."""
         ...
 
-    def load(self) -> PreTrainedModel:
-        """Loads the weights, every time anew."""
+    def load(self, head: Head = Head.LANGUAGE, *, seed: int = 0) -> PreTrainedModel:
+        """Loads the weights, every time anew; a head that they lack is drawn from the seed."""
         ...
 
     def weights_hash(self) -> str:
@@ -65,7 +67,7 @@ class PretrainedModel:
         quantization: ``4bit`` loads the base weights in NF4 through bitsandbytes (GPU, with an adapter).
         gradient_checkpointing: Recompute activations in the backward pass, block by block.
         compile: Compile the decoder with ``torch.compile``.
-        chunk_tokens: Scored tokens whose logits exist at a time.
+        chunk_tokens: Scored tokens whose logits exist at a time, in fp32; a head of another type is copied whole.
         tokenizer: What the tokenizer lacks.
     """
 
@@ -113,17 +115,20 @@ class PretrainedModel:
             ) from error
         return without_dropout(config)
 
-    def load(self) -> PreTrainedModel:
+    def load(self, head: Head = Head.LANGUAGE, *, seed: int = 0) -> PreTrainedModel:
         """Loads the weights.
+
+        Args:
+            head: What sits on the trunk. A language model's folder has no head that judges: that one is drawn anew;
+                a reward model's folder brings its own.
+            seed: Seeds such a head.
 
         Raises:
             UserError: If weights are missing, misshapen, or not in safetensors.
         """
-        from transformers import AutoModelForCausalLM
-
-        config, quantization = self.config(), self._quantization_config()
+        config, quantization = for_head(self.config(), head, pad_id=self._pad_id(head)), self._quantization_config()
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto_class(head).from_pretrained(
                 self.path,
                 revision=self.revision,
                 config=config,
@@ -137,10 +142,15 @@ class PretrainedModel:
             model, report = loaded
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise UserError(f"model.path={self.path}: the weights cannot be loaded: {_first_line(error)}") from error
-        missing = sorted(set(report["missing_keys"]) - set(getattr(model, "all_tied_weights_keys", ()) or ()))
+        missing = set(report["missing_keys"]) - set(getattr(model, "all_tied_weights_keys", ()) or ())
+        if head is not Head.LANGUAGE:
+            own = {name for name in missing if name.startswith(f"{score_head_name(model)}.")}
+            missing -= own
+            if own:
+                draw_head(model, seed=seed)
         wrong = [f"{name}: {have} in the file, {want} in config.json" for name, have, want in report["mismatched_keys"]]
         if missing or wrong:
-            problems = [f"{name} is missing" for name in missing] + wrong
+            problems = [f"{name} is missing" for name in sorted(missing)] + wrong
             raise UserError(
                 f"model.path={self.path}: {len(problems)} weights do not fit config.json: {'; '.join(problems[:5])}. "
                 "They would be random: use the folder that the configuration belongs to"
@@ -160,6 +170,9 @@ class PretrainedModel:
     def describe(self) -> str:
         """Returns the folder or hub name."""
         return self.path if self.revision is None else f"{self.path}@{self.revision}"
+
+    def _pad_id(self, head: Head) -> int | None:
+        return None if head is Head.LANGUAGE else with_own_pad_token(self.tokenizer()).pad_token_id  # type: ignore[return-value]
 
     def _check_path(self) -> None:
         if is_local(self.path) and not (Path(self.path) / "config.json").is_file():
@@ -201,7 +214,7 @@ class RandomModel:
         attention: Attention implementation.
         gradient_checkpointing: Recompute activations in the backward pass, block by block.
         compile: Compile the decoder with ``torch.compile``.
-        chunk_tokens: Scored tokens whose logits exist at a time.
+        chunk_tokens: Scored tokens whose logits exist at a time, in fp32; a head of another type is copied whole.
         build_tokenizer: Makes the tokenizer; its size becomes ``vocab_size``.
     """
 
@@ -248,17 +261,25 @@ class RandomModel:
         )
         return without_dropout(config)
 
-    def load(self) -> PreTrainedModel:
-        """Draws the weights; the process's own random state stays where it was."""
-        from transformers import AutoModelForCausalLM
+    def load(self, head: Head = Head.LANGUAGE, *, seed: int = 0) -> PreTrainedModel:
+        """Draws the weights; the process's own random state stays where it was.
 
+        Args:
+            head: What sits on the trunk.
+            seed: Seeds a head that judges; the trunk has the model's own seed.
+        """
         # On the CPU whatever the device: another device would draw other weights from the same seed.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.random.default_generator.manual_seed(self.seed)
-            model = AutoModelForCausalLM.from_config(
-                self.config(), dtype=getattr(torch, self.dtype), attn_implementation=self.attention
+            model = auto_class(head).from_config(
+                for_head(self.config(), head, pad_id=self._tokenizer.pad_token_id),
+                dtype=getattr(torch, self.dtype),
+                attn_implementation=self.attention,
             )
-        model.generation_config.eos_token_id = self._tokenizer.eos_token_id
+        if head is Head.LANGUAGE:
+            model.generation_config.eos_token_id = self._tokenizer.eos_token_id
+        else:
+            draw_head(model, seed=seed)
         return model
 
     def weights_hash(self) -> str:
@@ -271,6 +292,38 @@ class RandomModel:
     def describe(self) -> str:
         """Returns the architecture and the seed."""
         return f"random {self.architecture}, seed {self.seed}"
+
+
+def auto_class(head: Head) -> Any:
+    """Returns the transformers class that loads a model with this head."""
+    import transformers
+
+    return {
+        Head.LANGUAGE: transformers.AutoModelForCausalLM,
+        Head.SCORE: transformers.AutoModelForSequenceClassification,
+        Head.STEPS: transformers.AutoModelForTokenClassification,
+    }[head]
+
+
+def for_head(config: PreTrainedConfig, head: Head, *, pad_id: Any) -> PreTrainedConfig:
+    """Returns the configuration with this head's number of outputs, and the pad token that other tools search for."""
+    if head is not Head.LANGUAGE:
+        config.num_labels = NUM_LABELS[head]
+        if head is Head.STEPS:
+            config.id2label, config.label2id = {0: "wrong", 1: "right"}, {"wrong": 0, "right": 1}
+        config.get_text_config().pad_token_id = pad_id
+    return config
+
+
+@torch.no_grad()
+def draw_head(model: PreTrainedModel, *, seed: int) -> None:
+    """Draws a judging head from N(0, 1 / (hidden size + 1)) (Stiennon et al. 2020, appendix B), its bias zero."""
+    head = score_head(model)
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(head.weight.shape, generator=generator) / (head.in_features + 1) ** 0.5
+    head.weight.copy_(weight)
+    if head.bias is not None:
+        head.bias.zero_()
 
 
 def is_local(path: str) -> bool:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from alignment.data.encoding import tokenizer_hash
-from alignment.models.adapters import apply_adapter
+from alignment.data.tokenizer import with_own_pad_token
+from alignment.models.adapters import adapter_for, apply_adapter
 from alignment.models.logprob_model import LOGPROB_PATH_VERSION, LogprobModel, check_head
 from alignment.models.references import Reference
+from alignment.models.score_model import SequenceScorer, StepScorer, check_score_head
 from alignment.models.sharding import shard
-from alignment.types import Role
+from alignment.types import Head, Role
 from alignment.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,21 +24,25 @@ if TYPE_CHECKING:
     from alignment.models.backbone import ModelSource
 
 
-class ModelBundle:
-    """Holds the policy and what it is compared with.
+TrainedModel = LogprobModel | SequenceScorer | StepScorer
 
-    The policy is registered as a module by the method. Frozen models are reachable from here only, outside
+
+class ModelBundle:
+    """Holds the model that trains and what it is compared with.
+
+    The trained model is registered as a module by the method. Frozen models are reachable from here only, outside
     the module tree: then optimiser and checkpoint hold exactly what trains, on one process, DDP and FSDP2.
 
     Args:
         source: Where the starting weights come from.
         adapter: A peft configuration, or ``None`` to train every weight.
         reference: Builds the reference strategy, or ``None``.
-        seed: Seeds an adapter's weights.
+        seed: Seeds an adapter's weights, and a head that judges.
+        head: What sits on the trained model's trunk.
 
     Attributes:
-        tokenizer: The policy's.
-        policy: Set by :meth:`build`.
+        tokenizer: The trained model's.
+        trained: Set by :meth:`build`.
         reference: Set by :meth:`build` when the roles ask for one.
         loaded_models: How many sets of weights are in memory.
     """
@@ -48,17 +54,21 @@ class ModelBundle:
         adapter: LoraConfig | None,
         reference: Callable[..., Reference] | None,
         seed: int,
+        head: Head = Head.LANGUAGE,
     ) -> None:
         self.source = source
         self.adapter = adapter
+        self.head = head
         self.tokenizer: PreTrainedTokenizerBase = source.tokenizer()
-        self.policy: LogprobModel | None = None
+        if head is not Head.LANGUAGE:
+            self.tokenizer = with_own_pad_token(self.tokenizer)
+        self.trained: TrainedModel | None = None
         self.reference: Reference | None = None
         self.loaded_models = 0
         self._build_reference = reference
         self._seed = seed
 
-    def build(self, roles: Collection[Role], *, mesh: DeviceMesh | None = None) -> LogprobModel:
+    def build(self, roles: Collection[Role], *, mesh: DeviceMesh | None = None) -> TrainedModel:
         """Loads what the roles need; a second call returns what is there.
 
         Args:
@@ -66,29 +76,30 @@ class ModelBundle:
             mesh: Data-parallel mesh to shard over, or ``None`` to keep models whole.
 
         Returns:
-            The policy, for the method to register.
+            The trained model, for the method to register.
 
         Raises:
             ConfigError: If a reference is needed and none configured, or the other way round.
         """
-        if self.policy is not None:
-            return self.policy
+        if self.trained is not None:
+            return self.trained
         self._check_reference(roles)
-        policy = self._load(trainable=True)
-        check_head(policy)
+        trained = self._load_trained()
         if Role.REFERENCE in roles:
             assert self._build_reference is not None
-            self.reference = self._build_reference(policy=policy, load_frozen=lambda: self._load(trainable=False))
+            self.reference = self._build_reference(policy=trained, load_frozen=self.load_start)
             if mesh is not None and self.reference.frozen is not None:
                 shard(self.reference.frozen, mesh)
         if self.source.compile:
-            policy.causal_lm.base_model.compile(dynamic=True)
-        self.policy = policy if mesh is None else shard(policy, mesh)
-        return self.policy
+            trained.hf_model.base_model.compile(dynamic=True)
+        self.trained = trained if mesh is None else shard(trained, mesh)
+        return self.trained
 
     def load_start(self) -> LogprobModel:
-        """Loads the starting weights once more, frozen: what fresh samples are compared with."""
-        return self._load(trainable=False)
+        """Loads the starting weights once more, frozen: a reference, or what fresh samples are compared with."""
+        self.loaded_models += 1
+        model = LogprobModel(self.source.load(), chunk_tokens=self.source.chunk_tokens)
+        return model.requires_grad_(False).eval()
 
     def reference_key(self, data: DataModule, *, precision: str) -> dict[str, Any]:
         """Returns everything that the starting model's log-probs on these data depend on.
@@ -101,18 +112,25 @@ class ModelBundle:
             "tokenizer_hash": tokenizer_hash(self.tokenizer),
             "template": self.tokenizer.chat_template,
             "truncation": data.truncation,
-            "data_fingerprint": data.fingerprint,
+            "data_fingerprint": data.scored_fingerprint,
             "logprob_version": LOGPROB_PATH_VERSION,
         }
 
-    def _load(self, *, trainable: bool) -> LogprobModel:
-        model = self.source.load()
+    def _load_trained(self) -> TrainedModel:
+        model = self.source.load(self.head, seed=self._seed)
         self.loaded_models += 1
-        if trainable and self.source.gradient_checkpointing:
+        if self.source.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        backbone = apply_adapter(model, self.adapter, seed=self._seed) if trainable and self.adapter else model
-        scored = LogprobModel(backbone, chunk_tokens=self.source.chunk_tokens)
-        return scored.train() if trainable else scored.requires_grad_(False).eval()
+        backbone: Any = model
+        if self.adapter is not None:
+            backbone = apply_adapter(model, adapter_for(self.adapter, model, self.head), seed=self._seed)
+        if self.head is Head.LANGUAGE:
+            policy = LogprobModel(backbone, chunk_tokens=self.source.chunk_tokens)
+            check_head(policy)
+            return policy.train()
+        judge = SequenceScorer(backbone) if self.head is Head.SCORE else StepScorer(backbone)
+        check_score_head(judge.eval())
+        return judge.train()
 
     def _check_reference(self, roles: Collection[Role]) -> None:
         if Role.REFERENCE in roles and self._build_reference is None:

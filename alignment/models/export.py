@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from alignment.models.logprob_model import LogprobModel
+from alignment.models.logprob_model import BackboneModule
 from alignment.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _PREFIX = "backbone."
 
 
 def export(
-    model: LogprobModel,
+    model: BackboneModule,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     *,
@@ -32,12 +32,12 @@ def export(
     card: str,
     is_writer: bool,
 ) -> None:
-    """Writes the policy as a Hugging Face folder, all at once: it is there whole or not at all.
+    """Writes the trained model as a Hugging Face folder, all at once: it is there whole or not at all.
 
     Every rank calls this, since sharded weights are gathered; one of them writes.
 
     Args:
-        model: The policy. It is not changed.
+        model: The trained model. It is not changed.
         tokenizer: Written beside the weights, chat template included.
         folder: Replaced if it exists.
         adapter: ``merged`` folds LoRA into the weights, ``separate`` writes the adapter only (for peft).
@@ -61,7 +61,7 @@ def export(
             model.backbone.save_pretrained(str(temporary), state_dict=state)
         else:
             merged = merged_state(model.backbone, state) if isinstance(model.backbone, PeftModel) else state
-            model.causal_lm.save_pretrained(str(temporary), state_dict=_untied(merged, model))
+            model.hf_model.save_pretrained(str(temporary), state_dict=_untied(merged, model))
         tokenizer.save_pretrained(str(temporary))
         (temporary / "README.md").write_text(card, encoding="utf-8")
         temporary.chmod(0o755)
@@ -108,12 +108,12 @@ def _without(name: str, parts: tuple[str, ...]) -> str:
     return name
 
 
-def _untied(state: dict[str, Tensor], model: LogprobModel) -> dict[str, Tensor]:
+def _untied(state: dict[str, Tensor], model: BackboneModule) -> dict[str, Tensor]:
     """Makes tied entries one tensor again, as save_pretrained expects, after a gather made two of them."""
-    causal_lm = model.causal_lm
-    if not causal_lm.config.get_text_config().tie_word_embeddings:
+    hf_model = model.hf_model
+    if not hf_model.config.get_text_config().tie_word_embeddings:
         return state
-    tied = dict(getattr(causal_lm, "all_tied_weights_keys", {}) or {})
+    tied = dict(getattr(hf_model, "all_tied_weights_keys", {}) or {})
     for target, source in tied.items():
         if source in state:
             state[target] = state[source]

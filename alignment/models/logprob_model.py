@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignment.ops.logprobs import chunked_token_logps
+from alignment.ops.logprobs import chunked_collision_logps, chunked_token_logps
 from alignment.types import TokenBatch, TokenLogps
 from alignment.utils.errors import UserError
 
@@ -23,56 +24,73 @@ if TYPE_CHECKING:
 LOGPROB_PATH_VERSION = 2
 
 
-class LogprobModel(nn.Module):
-    """Wraps a causal language model, with or without an adapter.
-
-    Args:
-        backbone: The Hugging Face model, or the PeftModel around it.
-        chunk_tokens: Scored tokens whose logits exist at a time.
+class BackboneModule(nn.Module):
+    """A Hugging Face model, with or without an adapter, behind one forward of this project's own.
 
     Attributes:
         backbone: As given: for generation, adapters and export.
     """
 
-    def __init__(self, backbone: PreTrainedModel | PeftModel, *, chunk_tokens: int) -> None:
+    def __init__(self, backbone: PreTrainedModel | PeftModel) -> None:
         super().__init__()
         self.backbone = backbone
-        self.chunk_tokens = chunk_tokens
 
     @property
-    def causal_lm(self) -> PreTrainedModel:
+    def hf_model(self) -> PreTrainedModel:
         """The Hugging Face model itself; adapters sit inside its layers."""
         return unwrap(self.backbone)
 
-    def forward(self, batch: TokenBatch, temperature: float = 1.0) -> TokenLogps:
+    def last_hidden(self, batch: TokenBatch) -> Float[Tensor, "positions hidden"]:
+        """Runs the trunk; rows and columns are flat, as ``predictor_index`` counts them."""
+        output = self.hf_model.base_model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+        )
+        return output.last_hidden_state.flatten(0, 1)
+
+
+class LogprobModel(BackboneModule):
+    """Wraps a causal language model.
+
+    Args:
+        backbone: The Hugging Face model, or the PeftModel around it.
+        chunk_tokens: Scored tokens whose logits exist at a time, in fp32; a head of another type is copied whole.
+    """
+
+    def __init__(self, backbone: PreTrainedModel | PeftModel, *, chunk_tokens: int) -> None:
+        super().__init__(backbone)
+        self.chunk_tokens = chunk_tokens
+
+    def forward(self, batch: TokenBatch, temperature: float = 1.0, collision: bool = False) -> TokenLogps:
         """Scores a batch.
 
         Args:
             batch: Sequences in rows.
             temperature: Divides the logits, as in sampling.
+            collision: Whether to give ``collision_logps`` too, at the price of a second projection.
 
         Returns:
             Log-probs in nats, fp32, flat over the scored tokens.
         """
-        model = self.causal_lm
-        hidden = model.base_model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).last_hidden_state
+        model = self.hf_model
+        hidden = self.last_hidden(batch)[batch.predictor_index]
         head = active_head(model)
-        token_logps = chunked_token_logps(
-            hidden.flatten(0, 1)[batch.predictor_index],
-            head.weight,
-            batch.targets,
-            bias=head.bias,
-            scale=_logit_scale(model),
-            softcap=_text_config(model, "final_logit_softcapping"),
-            temperature=temperature,
-            chunk_tokens=self.chunk_tokens,
+        options = {
+            "bias": head.bias,
+            "scale": _logit_scale(model),
+            "softcap": _text_config(model, "final_logit_softcapping"),
+            "temperature": temperature,
+            "chunk_tokens": self.chunk_tokens,
+        }
+        return TokenLogps(
+            chunked_token_logps(hidden, head.weight, batch.targets, **options),
+            batch.sequence_index,
+            batch.num_sequences,
+            batch.in_completion,
+            chunked_collision_logps(hidden, head.weight, **options) if collision else None,
         )
-        return TokenLogps(token_logps, batch.sequence_index, batch.num_sequences)
 
 
 def unwrap(backbone: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -124,9 +142,9 @@ def check_head(model: LogprobModel) -> None:
     Raises:
         UserError: If the two disagree by more than rounding.
     """
-    causal_lm = model.causal_lm
-    vocabulary = causal_lm.config.get_text_config().vocab_size
-    device = next(causal_lm.parameters()).device
+    hf_model = model.hf_model
+    vocabulary = hf_model.config.get_text_config().vocab_size
+    device = next(hf_model.parameters()).device
     ids = (torch.arange(1, 9, device=device) * 7919 % vocabulary)[None]
     width = ids.shape[1]
     batch = TokenBatch(
@@ -139,14 +157,14 @@ def check_head(model: LogprobModel) -> None:
         num_sequences=1,
         num_real_tokens=width,
     )
-    logits = causal_lm(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    logits = hf_model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     expected = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
     got = model(batch).token_logps
-    tolerance = 1e-3 if logits.abs().max() < 1e3 and causal_lm.dtype == torch.float32 else 0.25
+    tolerance = 1e-3 if logits.abs().max() < 1e3 and hf_model.dtype == torch.float32 else 0.25
     error = (got - expected).abs().max().item()
     if not error <= tolerance:
         raise UserError(
-            f"{type(causal_lm).__name__}: log-probs of the chunked head differ from the model's own by {error:.2g} "
+            f"{type(hf_model).__name__}: log-probs of the chunked head differ from the model's own by {error:.2g} "
             f"nats (at most {tolerance} is rounding). This architecture changes its logits in a way that is not "
             "known here; it cannot be trained with these weights until the head is described in "
             "alignment/models/logprob_model.py"

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 GIB = 2**30
-#: Adam's two moments, in fp32.
-_OPTIMISER_BYTES = 8
-_GRADIENT_BYTES = 4
+#: A gradient and Adam's two moments, each of the type of the parameter that trains.
+_NUMBERS_A_TRAINED_PARAMETER = 3
 
 
 @dataclass(frozen=True)
@@ -47,19 +46,26 @@ def count_parameters(config: PreTrainedConfig) -> int:
 
 
 def plan_memory(
-    *, parameters: int, bytes_a_weight: float, copies: int, trainable_share: float, shards: int
+    *,
+    parameters: int,
+    bytes_a_weight: float,
+    bytes_a_trained_number: int,
+    copies: int,
+    trainable_share: float,
+    shards: int,
 ) -> MemoryPlan:
     """Adds up what a run holds.
 
     Args:
         parameters: Of one model.
         bytes_a_weight: 4 for fp32, 2 for bf16, .5 for 4 bits.
+        bytes_a_trained_number: Of what trains, its gradient and its moments: 4 for fp32, 2 for bf16.
         copies: Models that are loaded, the policy and a frozen reference for example.
         trainable_share: Part of the policy's parameters that trains; an adapter's is near zero.
         shards: Processes over which FSDP2 spreads everything; 1 otherwise.
     """
     weights = parameters * bytes_a_weight * copies / shards
-    training = parameters * trainable_share * (_OPTIMISER_BYTES + _GRADIENT_BYTES) / shards
+    training = parameters * trainable_share * _NUMBERS_A_TRAINED_PARAMETER * bytes_a_trained_number / shards
     return MemoryPlan(int(weights), int(training))
 
 

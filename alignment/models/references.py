@@ -16,10 +16,10 @@ from alignment.data.reference_cache import ReferenceCache
 from alignment.models.adapters import adapter_disabled
 from alignment.models.logprob_model import LogprobModel
 from alignment.models.sharding import to_shards
-from alignment.types import BinaryBatch, PreferenceBatch, TokenBatch, TokenLogps
+from alignment.types import BinaryBatch, Mismatched, PreferenceBatch, TokenBatch, TokenLogps
 from alignment.utils.errors import ConfigError
 
-ReferenceBatch = PreferenceBatch | BinaryBatch
+ReferenceBatch = PreferenceBatch | BinaryBatch | Mismatched
 
 
 class Reference(Protocol):
@@ -246,10 +246,15 @@ def _scored_records(
     batches: Iterable[ReferenceBatch], score: Callable[[TokenBatch], TokenLogps], device: torch.device
 ) -> Iterator[tuple[str, list[np.ndarray]]]:
     for batch in batches:
-        scored = score(batch.tokens.to(device))
-        lengths = scored.num_tokens.long().tolist()
-        pieces = [piece.cpu().numpy() for piece in scored.token_logps.split(lengths)]
+        others = batch.mismatched if isinstance(batch, BinaryBatch) else ()
+        pieces = [piece for part in (batch, *others) for piece in _pieces(score(part.tokens.to(device)))]
         num_records = len(batch.ids)
         for place, (name, weight) in enumerate(zip(batch.ids, batch.weights.tolist(), strict=True)):
             if weight > 0:
                 yield name, pieces[place::num_records]
+
+
+def _pieces(scored: TokenLogps) -> list[np.ndarray]:
+    """The token log-probs of each sequence."""
+    lengths = torch.bincount(scored.sequence_index, minlength=scored.num_sequences).tolist()
+    return [piece.cpu().numpy() for piece in scored.token_logps.split(lengths)]

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from alignment.models.logprob_model import LogprobModel
+from alignment.models.logprob_model import BackboneModule
 from alignment.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+Module = TypeVar("Module", bound=BackboneModule)
 
-def shard(model: LogprobModel, mesh: DeviceMesh) -> LogprobModel:
+
+def shard(model: Module, mesh: DeviceMesh) -> Module:
     """Shards every decoder block, and what is left (embeddings, last norm, head) as one group.
 
-    The forward of :class:`LogprobModel` is the root's forward, so the head's weight, tied or not, is
+    The forward of a :class:`BackboneModule` is the root's forward, so the head's weight, tied or not, is
     gathered once a step and stays until the backward pass has used it.
 
     Args:
@@ -29,10 +31,10 @@ def shard(model: LogprobModel, mesh: DeviceMesh) -> LogprobModel:
     Raises:
         UserError: If the architecture does not say what its blocks are.
     """
-    names = model.causal_lm._no_split_modules
+    names = model.hf_model._no_split_modules
     if not names:
         raise UserError(
-            f"{type(model.causal_lm).__name__} does not name its blocks (_no_split_modules): use hardware=ddp"
+            f"{type(model.hf_model).__name__} does not name its blocks (_no_split_modules): use hardware=ddp"
         )
     for module in list(model.modules()):
         if type(module).__name__ in names:

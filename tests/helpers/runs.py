@@ -14,14 +14,12 @@ from omegaconf import DictConfig
 from alignment.config.compose import compose, task_config
 from alignment.pipeline.train import run
 
-#: Small enough that a run takes a second or two.
-SMALL = (
+#: Small enough that a run takes a second or two, on any data.
+SMALL_RUN = (
     "model=world_init",
     "model.config.hidden_size=32",
     "model.config.intermediate_size=64",
     "model.config.num_hidden_layers=2",
-    "data.train.num_records=48",
-    "data.validation.num_records=16",
     "data.batch_size=8",
     "data.micro_batch_size=4",
     "optim.lr=1e-3",
@@ -32,6 +30,8 @@ SMALL = (
     "callbacks.fresh_samples=null",
     "hardware.threads=1",
 )
+#: The same on few records of the embedded world.
+SMALL = (*SMALL_RUN, "data.train.num_records=48", "data.validation.num_records=16")
 
 
 def job(tmp_path: Path, *overrides: str, small: bool = True) -> DictConfig:

@@ -1,37 +1,57 @@
 import pytest
 
 from method_tester import TWO_PROCESSES, MethodTester
+from runs import job, metrics, train
 
 TESTERS = {
     name: MethodTester(overrides=("method=sft", f"method.normaliser={name}"), uses_reference=False)
     for name in ("token", "sequence")
 }
+#: AdamW divides by a gradient's own size: an epsilon above fp32's rounding keeps it from making steps of rounding.
+PROMPT = ("method.train_on_prompt=true", "optim.eps=1e-6")
+TESTERS |= {
+    f"{name}_prompt": MethodTester(overrides=(*TESTERS[name].overrides, *PROMPT), uses_reference=False)
+    for name in ("token", "sequence")
+}
 
 
-@pytest.mark.parametrize("normaliser", TESTERS)
-def test_step_from_yaml(tmp_path, normaliser):
-    TESTERS[normaliser].check_step_from_yaml(tmp_path)
+@pytest.mark.parametrize("name", TESTERS)
+def test_step_from_yaml(tmp_path, name):
+    TESTERS[name].check_step_from_yaml(tmp_path)
 
 
-def test_overfits_eight_demonstrations(tmp_path):
-    TESTERS["token"].check_overfits(tmp_path)
+@pytest.mark.parametrize("name", ["token", "token_prompt"])
+def test_overfits_eight_demonstrations(tmp_path, name):
+    TESTERS[name].check_overfits(tmp_path)
 
 
-def test_resume_is_bitwise(tmp_path):
-    TESTERS["token"].check_resume_is_bitwise(tmp_path, at=4)
+@pytest.mark.parametrize("name", ["token", "sequence_prompt"])
+def test_resume_is_bitwise(tmp_path, name):
+    TESTERS[name].check_resume_is_bitwise(tmp_path, at=4)
 
 
-@pytest.mark.parametrize("normaliser", TESTERS)
-def test_accumulation_agrees(tmp_path, normaliser):
-    TESTERS[normaliser].check_accumulation_agrees(tmp_path)
+@pytest.mark.parametrize("name", TESTERS)
+def test_accumulation_agrees(tmp_path, name):
+    TESTERS[name].check_accumulation_agrees(tmp_path)
 
 
 @pytest.mark.parametrize("hardware", TWO_PROCESSES)
 @pytest.mark.parametrize("variant", [(), ("adapter=lora",)], ids=["full", "lora"])
-def test_two_processes_agree_with_one(tmp_path, hardware, variant):
-    TESTERS["token"].check_processes_agree(tmp_path, hardware, variant)
+@pytest.mark.parametrize("name", ["token", "token_prompt"])
+def test_two_processes_agree_with_one(tmp_path, hardware, variant, name):
+    TESTERS[name].check_processes_agree(tmp_path, hardware, variant)
 
 
-@pytest.mark.parametrize("normaliser", TESTERS)
-def test_golden_curve(tmp_path, normaliser):
-    TESTERS[normaliser].check_golden(tmp_path, f"sft_{normaliser}")
+@pytest.mark.parametrize("name", TESTERS)
+def test_golden_curve(tmp_path, name):
+    TESTERS[name].check_golden(tmp_path, f"sft_{name}")
+
+
+def test_prompts_are_in_the_loss_and_in_nothing_that_is_logged_of_completions(tmp_path):
+    one_step = ("method=sft", "trainer.max_steps=1", "trainer.limit_val_batches=0", "export=null")
+    without = metrics(train(job(tmp_path, *one_step), tmp_path / "without"))[1]
+    with_prompt = metrics(train(job(tmp_path, *one_step, PROMPT[0]), tmp_path / "with"))[1]
+    for name in ("train/logps/completion_mean_nats", "train/length/completion_tokens", "train/budget/tokens_trained"):
+        assert with_prompt[name] == pytest.approx(without[name]), name
+    assert without["train/loss/nll"] == pytest.approx(-without["train/logps/completion_mean_nats"])
+    assert with_prompt["train/loss/nll"] != pytest.approx(without["train/loss/nll"], rel=1e-6)

@@ -84,7 +84,7 @@ def test_loaded_models_equal_declared_roles(adapter, reference, roles, loaded):
     built = bundle(adapter=adapter, reference=reference)
     built.build(roles)
     assert built.loaded_models == loaded
-    assert built.build(roles) is built.policy
+    assert built.build(roles) is built.trained
     assert built.loaded_models == loaded, "a second build loads nothing"
 
 
@@ -138,7 +138,9 @@ def test_loading_leaves_the_random_state_where_it_was():
 
 
 def test_memory_is_refused_with_the_numbers():
-    plan = plan_memory(parameters=7 * 10**9, bytes_a_weight=4, copies=2, trainable_share=1.0, shards=1)
+    plan = plan_memory(
+        parameters=7 * 10**9, bytes_a_weight=4, bytes_a_trained_number=4, copies=2, trainable_share=1.0, shards=1
+    )
     assert plan.weights == 56 * 10**9
     assert plan.training == 84 * 10**9
     with pytest.raises(UserError, match=r"needs about 130.4 GiB .* and 24.0 GiB are free. Use adapter=lora"):

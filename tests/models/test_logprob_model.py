@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig
+from transformers import PhiConfig, PhiForCausalLM
 
 from alignment.data.collate import token_batch
 from alignment.models.adapters import apply_adapter
@@ -31,7 +32,7 @@ def test_equals_each_sequence_alone(family, temperature):
     model = tiny_model(family).eval()
     sequences = random_sequences(LENGTHS)
     got = model(token_batch(sequences, pad_id=0), temperature=temperature)
-    expected = torch.cat([by_hand(model.causal_lm, sequence, temperature) for sequence in sequences])
+    expected = torch.cat([by_hand(model.hf_model, sequence, temperature) for sequence in sequences])
     torch.testing.assert_close(got.token_logps.double(), expected, rtol=1e-4, atol=1e-4)
     assert got.token_logps.min() < -2.0, "the model must not be uniform, or the test could not fail"
 
@@ -104,7 +105,7 @@ def test_gradient_equals_the_plain_path_with_tied_weights(family):
     chunked = tiny_model(family)
     plain = copy.deepcopy(chunked)
     chunked(token_batch(sequences, pad_id=0)).token_logps.sum().backward()
-    torch.cat([by_hand(plain.causal_lm, sequence) for sequence in sequences]).sum().backward()
+    torch.cat([by_hand(plain.hf_model, sequence) for sequence in sequences]).sum().backward()
     for (name, got), expected in zip(chunked.named_parameters(), plain.parameters(), strict=True):
         assert got.grad is not None, name
         size = expected.grad.abs().max()
@@ -118,7 +119,7 @@ def test_gradient_checkpointing_gives_every_parameter_its_gradient(frozen):
     for name, parameter in plain.named_parameters():
         parameter.requires_grad_(not any(part in name for part in frozen))
     checkpointed = copy.deepcopy(plain)
-    checkpointed.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpointed.hf_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     batch = random_batch()
     plain.train()(batch).token_logps.sum().backward()
     checkpointed.train()(batch).token_logps.sum().backward()
@@ -131,8 +132,8 @@ def test_gradient_checkpointing_gives_every_parameter_its_gradient(frozen):
 def test_a_head_that_is_not_understood_is_refused_by_name():
     model = tiny_model("granite")
     check_head(model)
-    model.causal_lm.config.logits_scaling = 1.0  # the path no longer knows that Granite divides its logits by 4
-    model.causal_lm.forward = _divided(model.causal_lm.forward)
+    model.hf_model.config.logits_scaling = 1.0  # the path no longer knows that Granite divides its logits by 4
+    model.hf_model.forward = _divided(model.hf_model.forward)
     with pytest.raises(UserError, match="GraniteForCausalLM: log-probs of the chunked head differ"):
         check_head(model)
 
@@ -150,4 +151,15 @@ def test_lora_on_the_head_is_refused():
     config = LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM")
     model = LogprobModel(apply_adapter(tiny_causal_lm("llama"), config, seed=0), chunk_tokens=4)
     with pytest.raises(UserError, match="LoRA on the head itself is not offered"):
-        active_head(model.causal_lm)
+        active_head(model.hf_model)
+
+
+def test_a_heads_bias_counts():
+    """Phi's head has one; a fresh one is zero, and would hide that it is forgotten."""
+    config = PhiConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = PhiForCausalLM(config).eval()
+    torch.nn.init.normal_(model.lm_head.bias)
+    check_head(LogprobModel(model, chunk_tokens=4))

@@ -74,7 +74,6 @@ def our_run(tmp_path: Path, folder: Path, pairs: Path, *overrides: str) -> Path:
         f"data.batch_size={BATCH}",
         f"data.micro_batch_size={MICRO}",
         "data.shuffle=false",
-        "reward=none",
         "reference=frozen_copy",
         f"method.beta={BETA}",
         f"optim.lr={LEARNING_RATE}",

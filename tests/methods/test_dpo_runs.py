@@ -1,0 +1,82 @@
+"""What holds for a run of any method, seen on DPO."""
+
+import math
+
+import pytest
+import torch
+
+from alignment.utils.errors import ConfigError
+
+from method_tester import TWO_PROCESSES, MethodTester
+from runs import job, metrics, train, train_forked
+
+TESTER = MethodTester(overrides=("method=dpo", "method.beta=0.5"), uses_reference=True, start_loss=math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        (("model.gradient_checkpointing=true",), 1e-5),
+        (("model.chunk_tokens=7",), 1e-5),
+        (("data.num_workers=1",), 0.0),
+        (("hardware.precision=bf16-mixed",), 2e-2),
+        (("model.dtype=bfloat16",), 5e-2),
+        pytest.param(("model.compile=true",), 1e-5, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_options_change_no_more_than_rounding(tmp_path, options, tolerance):
+    TESTER.check_hardware_options(tmp_path, *options, tolerance=tolerance)
+
+
+@pytest.mark.parametrize(
+    "override", ["method.beta=0.05", "method.loss.label_smoothing=0.2", "optim.lr=1e-2", "seed=2", "data.shuffle=false"]
+)
+def test_every_option_changes_something(tmp_path, override):
+    """T13."""
+    short = ("method=dpo", "method.beta=0.5", "trainer.max_steps=3", "trainer.limit_val_batches=0", "export=null")
+    base = metrics(train(job(tmp_path, *short), tmp_path / "base"))
+    other = metrics(train(job(tmp_path, *short, override), tmp_path / "other"))
+    assert base[3]["train/loss/total"] != other[3]["train/loss/total"]
+
+
+@pytest.mark.parametrize("hardware", TWO_PROCESSES)
+def test_the_budget_counts_every_process_once(tmp_path, hardware):
+    short = ("method=dpo", "trainer.max_steps=3", "export=null", "trainer.limit_val_batches=0")
+    one = metrics(train(job(tmp_path, *short), tmp_path / "one"))[3]
+    two = metrics(train_forked(job(tmp_path, *short, f"hardware={hardware}"), tmp_path / "two"))[3]
+    assert one["train/budget/prompts"] == 24
+    for name in ("train/budget/prompts", "train/budget/tokens_trained"):
+        assert two[name] == one[name]
+    assert two["train/optim/grad_norm"] == pytest.approx(one["train/optim/grad_norm"], rel=1e-4)
+    assert one["train/optim/learning_rate"] > 0
+
+
+def test_cached_log_probs_have_the_precision_of_training(tmp_path):
+    """T14 under bf16-mixed: at step 0 the loss is ln 2 whatever the reference costs."""
+    for reference in ("frozen_copy", "precomputed"):
+        cfg = job(
+            tmp_path, "method=dpo", f"reference={reference}", "hardware.precision=bf16-mixed", "trainer.max_steps=1"
+        )
+        rows = metrics(train(cfg, tmp_path / reference))
+        assert abs(rows[1]["train/loss/total"] - math.log(2)) < 1e-5, reference
+
+
+def test_a_short_run_logs_its_last_step(tmp_path):
+    run_dir = train(
+        job(tmp_path, "method=dpo", "trainer.max_steps=3", "trainer.log_every_n_steps=10"), tmp_path / "run"
+    )
+    assert set(metrics(run_dir)) == {3}
+
+
+def test_records_longer_than_the_context_are_refused_before_any_weight_is_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"data.max_length: got 128, expected at most 16, the model's context"):
+        train(job(tmp_path, "method=dpo", "model.config.max_position_embeddings=16"), tmp_path / "run")
+
+
+def test_a_machine_without_a_gpu_is_told_before_anything_is_loaded(tmp_path):
+    if torch.cuda.is_available():
+        return
+    with pytest.raises(ConfigError, match=r"hardware.accelerator: got 'cuda', expected cpu"):
+        train(job(tmp_path, "method=dpo", "hardware=single_gpu"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

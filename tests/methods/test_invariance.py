@@ -1,0 +1,93 @@
+"""Every objective against everything that may change speed or memory and never a number.
+
+The cells that need two processes, accumulation or a resume stand beside each method (test_NAME.py); padding on either
+side is a property of the models (tests/models). What a method refuses is listed here with the words of its error.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alignment.config.rules import check_rules
+from alignment.methods.prm import PRM
+from alignment.methods.reward_model import RewardModel
+from alignment.utils.errors import ConfigError
+
+from runs import exported, job, metrics, train
+
+METHODS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"))
+#: What chooses a method on records that it can read with a tiny model.
+CHOICE = {name: (f"method={name}",) for name in METHODS} | {"prm": ("method=prm", "model=chains_init")}
+SHORT = ("trainer.max_steps=3", "callbacks.checkpoint.every_n_steps=100", "trainer.limit_val_batches=0")
+JUDGES = {"reward_model", "prm"}
+NO_REFERENCE = {"sft", "simpo", "cpo", "orpo"} | JUDGES
+#: Changes nothing but rounding.
+OPTIONS = {
+    "chunk size": ("model.chunk_tokens=3",),
+    "checkpointing": ("model.gradient_checkpointing=true",),
+    "compile": ("model.compile=true",),
+    "workers": ("data.num_workers=1",),
+    "pieces": ("data.micro_batch_size=1",),
+}
+
+
+def losses(tmp_path, name: str, *overrides: str) -> dict[int, dict[str, float]]:
+    rows = metrics(train(job(tmp_path, *CHOICE[name], *SHORT, *overrides), tmp_path / "-".join(overrides)))
+    # Accuracy counts signs: where policy and reference are the same, rounding decides how a tie falls.
+    kept = {n for row in rows.values() for n in row if "/loss/" in n or "/reward/" in n} - {"train/reward/accuracy"}
+    return {step: {n: row[n] for n in kept & row.keys()} for step, row in rows.items()}
+
+
+def assert_equal(got, expected, *, tolerance: float) -> None:
+    assert set(got) == set(expected) == {1, 2, 3}
+    for step, row in expected.items():
+        assert row.keys() == got[step].keys()
+        for metric, value in row.items():
+            assert got[step][metric] == pytest.approx(value, rel=tolerance, abs=tolerance), (step, metric)
+    assert expected[1]["train/loss/total"] != expected[3]["train/loss/total"]
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+@pytest.mark.parametrize("name", METHODS)
+def test_options_change_no_number(tmp_path, name, adapter):
+    plain = losses(tmp_path, name, f"adapter={adapter}", "export=null")
+    for overrides in OPTIONS.values():
+        if overrides[0] == "model.compile=true" and adapter == "lora":
+            continue  # compiled once for each method is enough: the adapter sits inside the compiled trunk
+        got = losses(tmp_path, name, f"adapter={adapter}", "export=null", *overrides)
+        assert_equal(got, plain, tolerance=2e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_adapter_trains_and_is_merged(tmp_path, name):
+    run = train(job(tmp_path, *CHOICE[name], *SHORT, "adapter=lora"), tmp_path / "run")
+    plain = train(job(tmp_path, *CHOICE[name], *SHORT, "trainer.max_steps=1", "optim.lr=1e-12"), tmp_path / "start")
+    weights, start = exported(run), exported(plain)
+    assert weights.keys() == start.keys()
+    moved = {name for name in weights if not weights[name].equal(start[name])}
+    assert any("q_proj" in name for name in moved)
+    assert not any("embed_tokens" in name for name in moved if (weights[name] - start[name]).abs().max() > 1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["frozen_copy", "adapter_off", "precomputed"])
+@pytest.mark.parametrize("name", sorted(NO_REFERENCE))
+def test_a_reference_that_nothing_reads_is_refused(tmp_path, name, strategy):
+    overrides = (*CHOICE[name], f"reference={strategy}", *(("adapter=lora",) if strategy == "adapter_off" else ()))
+    with pytest.raises(ConfigError, match="reference"):
+        train(job(tmp_path, *overrides), tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - NO_REFERENCE))
+def test_no_reference_where_one_is_needed_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="reference"):
+        train(job(tmp_path, f"method={name}", "reference=none"), tmp_path / "run")
+
+
+def test_a_judge_is_asked_for_no_samples():
+    cfg = {"callbacks": {"fresh_samples": {"num_prompts": 8}}, "trainer": {}}
+    for judge in (PRM, RewardModel):
+        with pytest.raises(ConfigError, match=r"callbacks\.fresh_samples.*writes nothing"):
+            check_rules(cfg, {"method": judge})
+    check_rules({"callbacks": {"fresh_samples": None}, "trainer": {}}, {"method": PRM})
