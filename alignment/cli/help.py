@@ -16,6 +16,7 @@ VERBS = {
     "train": "train a model: a method, a model, data and hardware become a run",
     "evaluate": "measure a finished model on fresh samples",
     "generate": "complete prompts; with a reward, make preference pairs",
+    "label": "label the steps of solutions by where continuations from them lead",
     "pipeline": "run a graph of stages, skipping what is finished",
     "report": "write one HTML page about runs or a sweep",
 }
@@ -37,6 +38,10 @@ align evaluate model.path=runs/dpo/.../model num_prompts=512 rollout.sampling.te
     "generate": """\
 align generate model.path=runs/sft/.../model prompt="Once upon a time"
 align generate model.path=runs/sft/.../model rollout.sampling.num_samples=8 reward=vader pairing=best_worst""",
+    "label": """\
+align label model.path=runs/sft/.../model data.train.path=solutions.jsonl reward=answer
+align label model.path=runs/sft/.../model data.train.path=solutions.jsonl reward=answer \\
+            labels=hard rollout.sampling.num_samples=16""",
     "pipeline": """\
 align pipeline quickstart                        the same as pipeline=quickstart
 align pipeline quickstart until=sft              this stage and those that it needs
@@ -131,8 +136,23 @@ def head_comment(path: Path) -> str:
 
 
 def default_choices(verb: str) -> dict[str, str | None]:
-    """Returns the groups of a verb's defaults list, each with the choice that it starts with."""
-    entries: list[Any] = _primary(verb).get("defaults", [])
+    """Returns the groups of a verb's defaults list, each with the choice that it starts with.
+
+    Groups inside a group (``method/loss``) follow it, with the choice that goes with the group's own.
+    """
+    found: dict[str, str | None] = {}
+    for group, choice in _defaults(conf_dir() / f"{verb}.yaml").items():
+        found[group] = choice
+        folder = conf_dir() / group
+        inner = _defaults(folder / f"{choice}.yaml") if (folder / f"{choice}.yaml").is_file() else {}
+        nested = sorted(path.name for path in folder.glob("*/"))
+        found |= {f"{group}/{name}": inner.get(name) for name in nested}
+    return found
+
+
+def _defaults(path: Path) -> dict[str, str | None]:
+    """Returns the groups of a file's defaults list with their choices."""
+    entries: list[Any] = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", [])
     found: dict[str, str | None] = {}
     for entry in entries:
         for key, choice in entry.items() if isinstance(entry, dict) else ():
@@ -140,10 +160,6 @@ def default_choices(verb: str) -> dict[str, str | None]:
             if not group.startswith("hydra"):
                 found[group] = choice
     return found
-
-
-def _primary(verb: str) -> dict[str, Any]:
-    return yaml.safe_load((conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8"))
 
 
 def _group_text(verb: str) -> str:
@@ -162,7 +178,8 @@ def _group_text(verb: str) -> str:
 def _rank(group: str) -> int:
     """Puts first what users choose first; the order of a defaults list is another matter."""
     first = ("experiment", "method", "model", "data", "pipeline", "adapter", "reference")
-    return first.index(group) if group in first else len(first)
+    outer = group.partition("/")[0]
+    return first.index(outer) if outer in first else len(first)
 
 
 def _key_text(verb: str) -> str:

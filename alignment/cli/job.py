@@ -24,6 +24,7 @@ WORK = {
     "train": "alignment.pipeline.train",
     "evaluate": "alignment.pipeline.evaluate",
     "generate": "alignment.pipeline.generate",
+    "label": "alignment.pipeline.label",
     "pipeline": "alignment.pipeline.graph",
 }
 DONE, FAILED, USAGE = 0, 1, 2
@@ -81,16 +82,18 @@ def execute(verb: str, cfg: DictConfig, run_dir: Path, overrides: list[str]) -> 
         The exit code and the objective.
     """
     try:
-        objective = _call(verb, _prepared(verb, cfg, run_dir), run_dir, overrides)
-    except UserError as error:
-        _leave_behind(run_dir, verb, overrides, error)
-        return report_user_error(error), float("nan")
+        cfg = _prepared(verb, cfg, run_dir)
+        objective = _call(verb, cfg, run_dir, overrides)
     except Exception as error:
-        log = _leave_behind(run_dir, verb, overrides, error)
+        log = _leave_behind(_run_dir(cfg), verb, overrides, error)
+        user_error = _user_error(error)
+        if user_error is not None:
+            return report_user_error(user_error), float("nan")
         if full_errors():
             traceback.print_exception(error)
         print(f"align {verb} failed: {_summary(error)}\nThe traceback is in {log}", file=sys.stderr)
         return FAILED, float("nan")
+    _forget_failure(_run_dir(cfg))
     return DONE, float("nan") if objective is None else objective
 
 
@@ -129,19 +132,48 @@ def _call(verb: str, cfg: DictConfig, run_dir: Path, overrides: list[str]) -> fl
     return run(cfg, run_dir) if verb == "pipeline" else run(cfg, run_dir, overrides)
 
 
+def _run_dir(cfg: DictConfig) -> Path:
+    """Returns where the job's results are: a run that goes on with another one has noted that one's folder."""
+    return Path(cfg.paths.run_dir)
+
+
 def _leave_behind(run_dir: Path, verb: str, overrides: list[str], error: Exception) -> Path:
     """Writes the traceback, and a manifest that says that the job failed.
 
     Other ranks than the first write their own traceback and leave the manifest alone.
     """
-    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-    log = run_dir / ("error.log" if rank == 0 else f"error.rank{rank}.log")
+    log = run_dir / _error_log()
     write_text_atomic(log, redact_text("".join(traceback.format_exception(error))))
-    if rank == 0:
+    if _rank() == 0:
         values = {"verb": verb, "overrides": overrides, "started": _now()} | _read_manifest(run_dir)
         failed = {"status": "failed", "ended": values.get("ended") or _now(), "error": _summary(error)}
         write_json_atomic(run_dir / "manifest.json", values | failed)
     return log
+
+
+def _forget_failure(run_dir: Path) -> None:
+    """Takes back what an earlier failure of the same job has left behind."""
+    (run_dir / _error_log()).unlink(missing_ok=True)
+    values = _read_manifest(run_dir)
+    if _rank() == 0 and values.get("status") == "failed":
+        # A pipeline writes no manifest of its own: this one is the failure's.
+        values |= {"status": "finished", "ended": _now(), "error": None}
+        write_json_atomic(run_dir / "manifest.json", values)
+
+
+def _error_log() -> str:
+    return "error.log" if _rank() == 0 else f"error.rank{_rank()}.log"
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """Returns what the user can put right: the error itself, or what Hydra wrapped when it built a component."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
 
 
 def _summary(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -45,6 +45,7 @@ class Sample:
         components: What the total was made from.
         policy_sum_logp: log policy(completion | prompt) at temperature 1, in nats.
         log_ratio_nats: log policy - log start, ``None`` without a start.
+        score: What the scorer of a selection says, ``None`` without one.
     """
 
     rollout: Rollout
@@ -52,6 +53,7 @@ class Sample:
     components: dict[str, float]
     policy_sum_logp: float
     log_ratio_nats: float | None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def evaluate_policy(
     prompts: Sequence[TokenPrompt],
     sampling: Sampling,
     reward: Reward | None,
-    start_evaluation: Evaluation | None = None,
+    start_rewards: Mapping[str, Sequence[float]] | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Evaluation:
@@ -99,13 +101,13 @@ def evaluate_policy(
         prompts: Held-out prompts; all of them on every rank.
         sampling: How to draw.
         reward: Judges the completions; ``None`` leaves rewards out.
-        start_evaluation: Samples of the starting model on the same prompts under the same reward: adds
-            ``win_rate/against_start`` and ``reward/gain_against_start``.
+        start_rewards: Rewards of the starting model's samples by prompt id, see :func:`rewards_by_prompt`; of the same
+            prompts under the same reward. Adds ``win_rate/against_start`` and ``reward/gain_against_start``.
         rank: This process among those that share the work.
         world_size: Processes that share the work; each gets every result.
 
     Raises:
-        UserError: There is no prompt, or one does not fit the model; ``start_evaluation`` is of other prompts.
+        UserError: There is no prompt, or one does not fit the model; ``start_rewards`` are of other prompts.
     """
     if not prompts:
         raise UserError("an evaluation needs at least one prompt: got none")
@@ -125,8 +127,8 @@ def evaluate_policy(
     unique = {(order[sample.rollout.prompt_id], sample.rollout.sample): sample for sample in samples}
     samples = [unique[key] for key in sorted(unique)]
     metrics = summarize(samples, is_plain=plain(sampling))
-    if start_evaluation is not None and reward is not None:
-        metrics |= against_start(samples, start_evaluation.samples)
+    if start_rewards is not None and reward is not None:
+        metrics |= against_start(samples, start_rewards)
     tokens = sum(len(sample.rollout.completion_ids) for sample in samples)
     metrics["budget/tokens_generated"] = Estimate(float(tokens), float(tokens), float(tokens), len(samples))
     return Evaluation(metrics=metrics, samples=tuple(samples), num_prompts=len(prompts), tokens_generated=tokens)
@@ -157,7 +159,7 @@ def summarize(samples: Sequence[Sample], *, is_plain: bool) -> dict[str, Estimat
     return metrics | _diversity(samples)
 
 
-def against_start(samples: Sequence[Sample], start: Sequence[Sample]) -> dict[str, Estimate]:
+def against_start(samples: Sequence[Sample], start: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
     """Compares rewards with the starting model's, prompt by prompt; every pair of samples of a prompt counts.
 
     A tie is half a win.
@@ -165,12 +167,12 @@ def against_start(samples: Sequence[Sample], start: Sequence[Sample]) -> dict[st
     Raises:
         UserError: The two are not of the same prompts, or a sample has no reward.
     """
-    ours, theirs = _rewards_by_prompt(samples), _rewards_by_prompt(start)
-    if ours.keys() != theirs.keys():
+    ours = rewards_by_prompt(samples)
+    if ours.keys() != start.keys():
         raise UserError("win_rate/against_start needs samples of both models on the same prompts")
     wins, gains = [], []
     for prompt_id, totals in ours.items():
-        pairs = [(a, b) for a in totals for b in theirs[prompt_id]]
+        pairs = [(a, b) for a in totals for b in start[prompt_id]]
         wins.append(sum((a > b) + 0.5 * (a == b) for a, b in pairs) / len(pairs))
         gains.append(sum(a - b for a, b in pairs) / len(pairs))
     ones = [1.0] * len(wins)
@@ -281,7 +283,12 @@ def _estimate(tops: Sequence[float], bottoms: Sequence[float], *, num: int) -> E
     return Estimate(*bootstrap_ratio(tops, bottoms, resamples=RESAMPLES, seed=BOOTSTRAP_SEED), num)
 
 
-def _rewards_by_prompt(samples: Sequence[Sample]) -> dict[str, list[float]]:
+def rewards_by_prompt(samples: Sequence[Sample]) -> dict[str, list[float]]:
+    """Returns the rewards of each prompt's samples, by the prompt's id.
+
+    Raises:
+        UserError: A sample has no reward.
+    """
     rewards: dict[str, list[float]] = {}
     for sample in samples:
         if sample.reward is None:

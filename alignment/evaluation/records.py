@@ -57,6 +57,7 @@ def sample_row(sample: Sample) -> dict[str, Any]:
     """Returns the line of a samples file for a sample."""
     rollout = sample.rollout
     reward = None if sample.reward is None else {"total": sample.reward, "components": sample.components}
+    score = {} if sample.score is None else {"score": sample.score}
     return {
         "prompt_id": rollout.prompt_id,
         "prompt": rollout.prompt,
@@ -66,4 +67,5 @@ def sample_row(sample: Sample) -> dict[str, Any]:
         "num_tokens": len(rollout.completion_ids),
         "kl_nats": sample.log_ratio_nats,
         "reward": reward,
+        **score,
     }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from alignment.models.backbone import auto_class
 from alignment.utils.redact import redacted
 
 
@@ -21,6 +23,7 @@ def model_card(cfg: DictConfig, manifest: dict[str, Any]) -> str:
     budget = "\n".join(f"| {name} | {value:,.0f} |" for name, value in manifest["budget"].items())
     start = manifest["model"]["source"]
     method = str(cfg.method._target_).rsplit(".", 1)[-1]
+    auto = auto_class(get_class(cfg.method._target_).head).__name__
     return f"""---
 library_name: transformers
 tags: [alignment, {method.lower()}]
@@ -31,9 +34,9 @@ tags: [alignment, {method.lower()}]
 Trained with `alignment` {manifest["versions"]["alignment"]} by the method **{method}**.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+model = {auto}.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 

@@ -59,6 +59,8 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
         prompts = [typed_prompt(cfg.prompt, loaded)] if cfg.prompt is not None else _data_prompts(cfg, loaded, manifest)
         with precision(cfg.hardware):
             rollouts = sample(loaded, prompts, sampling)
+        if reward is not None:  # an error in a reward must not lose the samples
+            write_rollouts(rollouts, None, run_dir / ROLLOUTS_FILE)
         rewards = None if reward is None else reward.score(rollouts)
         write_rollouts(rollouts, rewards, run_dir / ROLLOUTS_FILE)
         manifest.update(
@@ -181,6 +183,7 @@ def _row(rollout: Rollout, rewards: Rewards | None, place: int) -> dict[str, Any
         "num_tokens": len(rollout.completion_ids),
         "prompt_ids": rollout.prompt_ids,
         "completion_ids": rollout.completion_ids,
+        "answer": rollout.answer,
         "reward": None if rewards is None else _reward(rewards, place),
     }
 

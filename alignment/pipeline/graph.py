@@ -223,7 +223,7 @@ def _arguments(stage: Stage, stages: Mapping[str, Stage], settings: list[str]) -
     if stage.verb == "report":
         return [*(with_references(text, path) for text in stage.arguments), "--output", str(_report(stage))]
     arguments = _hydra_arguments(stage, settings, path)
-    if stage.verb == "train" and (stage.run_dir / "checkpoints" / "latest").exists():
+    if stage.verb == "train" and any((stage.run_dir / "checkpoints").glob("step-*")):
         arguments.append(f"resume={quote(str(stage.run_dir))}")
     return arguments
 

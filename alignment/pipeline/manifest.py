@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import platform
 import subprocess
 import sys
@@ -35,6 +36,7 @@ _PACKAGES = (
 )
 #: Keys that say where and how long, not what: two runs that differ in nothing else are the same run.
 NOT_IDENTITY = ("paths", "resume", "logger", "callbacks")
+_OF_THE_START = ("started", "command", "overrides")
 
 
 class Manifest:
@@ -90,6 +92,7 @@ def start_values(*, verb: str, cfg: DictConfig, overrides: list[str]) -> dict[st
         "seconds": None,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "overrides": overrides,
+        "resumes": [],
         "config_hash": config_hash(cfg),
         "seed": cfg.get("seed"),
         "git": _git(),
@@ -99,6 +102,20 @@ def start_values(*, verb: str, cfg: DictConfig, overrides: list[str]) -> dict[st
         "artefacts": {},
         "error": None,
     }
+
+
+def resumed_values(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Returns a resumed run's first values: how it first began stays, and this start is added to ``resumes``.
+
+    Args:
+        folder: The run's folder, with the manifest of the process before.
+        values: Of this start, from :func:`start_values`.
+    """
+    path = folder / FILE
+    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    first = {key: before[key] for key in _OF_THE_START if key in before}
+    resumes = [*before.get("resumes", []), {key: values[key] for key in _OF_THE_START}]
+    return values | first | {"resumes": resumes}
 
 
 def config_hash(cfg: DictConfig) -> str:

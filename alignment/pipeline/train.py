@@ -20,14 +20,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from alignment.data.datamodule import DataModule
 from alignment.data.encoding import tokenizer_hash
 from alignment.diagnostics.progress import shown_metrics
-from alignment.methods.base import Method, Parts
+from alignment.methods.base import EndOfBatch, Method, Parts
 from alignment.models.bundle import ModelBundle
 from alignment.models.export import export
 from alignment.models.logprob_model import num_parameters
 from alignment.models.memory import available_bytes, count_parameters, plan_memory, require_memory
 from alignment.pipeline.card import model_card
 from alignment.pipeline.graph import resolve_artifacts
-from alignment.pipeline.manifest import Manifest, recorded, start_values
+from alignment.pipeline.manifest import Manifest, recorded, resumed_values, start_values
 from alignment.pipeline.resume import Resume, find_resume
 from alignment.types import Role
 from alignment.utils.errors import ConfigError
@@ -57,11 +57,15 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> float | None:
         return _objective(cfg, json.loads((resume.run_dir / "manifest.json").read_text(encoding="utf-8"))["metrics"])
     _leave_empty(run_dir, resume.run_dir)
     run_dir = resume.run_dir
+    cfg.paths.run_dir = str(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     is_writer = rank_zero_only.rank == 0
     if not is_writer:
         logging.getLogger("alignment").setLevel(logging.WARNING)
-    manifest = Manifest(run_dir, start_values(verb="train", cfg=cfg, overrides=overrides), is_writer=is_writer)
+    values = start_values(verb="train", cfg=cfg, overrides=overrides)
+    if resume.checkpoint is not None:
+        values = resumed_values(run_dir, values)
+    manifest = Manifest(run_dir, values, is_writer=is_writer)
     with recorded(manifest), log_to(run_dir / "train.log", active=is_writer):
         cfg = resolve_artifacts(cfg)
         # Ranks that Lightning starts read this file: they go on from what this one has found, and look for nothing.
@@ -80,18 +84,21 @@ def _train(cfg: DictConfig, run_dir: Path, resume: Resume, manifest: Manifest) -
         adapter=_adapter(cfg),
         reference=None if cfg.reference is None else instantiate(cfg.reference),
         seed=cfg.seed,
+        head=get_class(cfg.method._target_).head,
     )
     require_enough_memory(cfg, bundle)
-    method_class = get_class(cfg.method._target_)
+    method: Method = instantiate(cfg.method, _convert_="all")(parts=_parts(cfg, bundle))
     data: DataModule = instantiate(cfg.data, _convert_="all")(
         tokenizer=bundle.tokenizer,
-        batch_type=method_class.batch_type,
+        batch_type=method.batch_type,
         seed=cfg.seed,
         cache_dir=_cache_dir(cfg),
+        score_prompt=method.scores_prompt,
+        soft_labels=method.uses_soft_labels,
+        mismatched=method.needs_mismatched,
     )
     data.setup("fit")
     check_records(cfg, bundle, data)
-    method: Method = instantiate(cfg.method, _convert_="all")(parts=_parts(cfg, bundle))
     trainer = build(cfg, run_dir, data)
     manifest.update(**_inputs(cfg, bundle, data))
     _launch_argv(run_dir, trainer)
@@ -131,7 +138,7 @@ def check_records(cfg: DictConfig, bundle: ModelBundle, data: DataModule) -> Non
 def build(cfg: DictConfig, run_dir: Path, data: DataModule) -> pl.Trainer:
     """Builds the trainer with its callbacks and loggers."""
     hardware = instantiate(cfg.hardware, _convert_="all")
-    callbacks = [
+    callbacks = [EndOfBatch()] + [
         _complete(instantiate(node), folder)
         for name, node in cfg.callbacks.items()
         if node is not None
@@ -175,14 +182,17 @@ def require_devices(cfg: DictConfig) -> None:
 def require_enough_memory(cfg: DictConfig, bundle: ModelBundle) -> None:
     """Refuses, before any weight is read, a run whose weights and optimiser state cannot fit."""
     roles = get_class(cfg.method._target_).roles
-    needs_copy = Role.REFERENCE in roles and str(cfg.reference._target_).endswith("FrozenCopy")
+    reference = str(OmegaConf.select(cfg, "reference._target_", default=""))
+    needs_copy = Role.REFERENCE in roles and reference.endswith("FrozenCopy")
     quantised = cfg.model.get("quantization") is not None
-    bytes_a_weight = 0.5 if quantised else 4 if cfg.model.dtype == "float32" else 2
+    bytes_a_number = 4 if cfg.model.dtype == "float32" else 2
     sharded = "FSDP2" in str(OmegaConf.select(cfg, "hardware.strategy._target_", default=""))
     world = world_size(cfg)
     plan = plan_memory(
         parameters=count_parameters(bundle.source.config()),
-        bytes_a_weight=bytes_a_weight,
+        bytes_a_weight=0.5 if quantised else bytes_a_number,
+        # peft keeps an adapter in fp32 whatever the weights' type.
+        bytes_a_trained_number=bytes_a_number if bundle.adapter is None else 4,
         copies=2 if needs_copy else 1,
         trainable_share=1.0 if bundle.adapter is None else 0.02,
         shards=world if sharded else 1,
@@ -256,15 +266,15 @@ def _finish(cfg: DictConfig, run_dir: Path, method: Method, trainer: pl.Trainer,
         budget=budget,
         model=values["model"]
         | {
-            "parameters": num_parameters(method.policy),
-            "trainable_parameters": num_parameters(method.policy, trainable_only=True),
+            "parameters": num_parameters(method.trained),
+            "trainable_parameters": num_parameters(method.trained, trainable_only=True),
             "loaded_models": method.bundle.loaded_models,
         },
     )
     if cfg.export is not None:
         card = model_card(cfg, manifest.values)
         export(
-            method.policy,
+            method.trained,
             method.bundle.tokenizer,
             run_dir / "model",
             adapter=cfg.export,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.strategies import Strategy
 
 from alignment.utils.errors import ConfigError
@@ -60,7 +61,7 @@ def build_trainer(
             hint="or set trainer.max_epochs: a run must end",
         )
     strategy: Strategy | str = hardware["strategy"]
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=hardware["accelerator"],
         devices=hardware["devices"],
         num_nodes=hardware["num_nodes"],
@@ -86,3 +87,37 @@ def build_trainer(
         enable_model_summary=False,
         enable_progress_bar=any(hasattr(callback, "refresh_rate") for callback in callbacks),
     )
+    trainer.fit_loop = _FitLoopWithAnEnd(trainer.fit_loop)
+    return trainer
+
+
+class _FitLoopWithAnEnd(_FitLoop):
+    """Ends a run also when no step is left.
+
+    A run that was killed after its last checkpoint and before its last measurement is resumed at its last step.
+    Lightning would return at once; here it is validated and its callbacks hear of the end, as if it had just got there.
+
+    Args:
+        made: The loop that Lightning has made, not begun yet.
+    """
+
+    def __init__(self, made: _FitLoop) -> None:
+        super().__init__(made.trainer, min_epochs=made.min_epochs, max_epochs=made.max_epochs)
+        self.epoch_loop = made.epoch_loop
+        self._advanced = False
+
+    @property
+    def skip(self) -> bool:
+        return False
+
+    def advance(self) -> None:
+        self._advanced = True
+        super().advance()
+
+    def on_run_end(self) -> None:
+        if not self._advanced and self.trainer.enable_validation:
+            self.trainer.validating = True
+            self.epoch_loop.val_loop.restarting = False
+            self.epoch_loop.val_loop.run()
+            self.trainer.training = True
+        super().on_run_end()

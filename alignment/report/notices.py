@@ -58,7 +58,7 @@ def missing(summary: Summary) -> list[str]:
     """Returns what a reader would look for in vain, in words."""
     run = summary.run
     verb = run.manifest.get("verb")
-    if verb == "generate" or (summary.status == "failed" and summary.step is None):
+    if verb in ("generate", "label") or (summary.status == "failed" and summary.step is None):
         return []
     found = []
     if not run.curves and verb != "evaluate":

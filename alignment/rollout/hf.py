@@ -58,18 +58,18 @@ class HFEngine:
             UserError: A prompt does not fit the model's context; the sampling cannot be drawn from.
         """
         check_sampling(sampling)
-        limit = context_tokens(self.model.causal_lm)
+        limit = context_tokens(self.model.hf_model)
         check_prompts(prompts, context_tokens=limit, max_new_tokens=sampling.max_new_tokens)
         jobs = [(prompt, sample) for prompt in prompts for sample in range(sampling.num_samples)]
         # Rows of like length share a batch: there is less padding to compute on.
         order = sorted(range(len(jobs)), key=lambda job: -len(jobs[job][0].prompt_ids))
         rollouts: list[Rollout | None] = [None] * len(jobs)
-        stop_ids = end_of_sequence_ids(self.model.causal_lm, self.tokenizer)
+        stop_ids = end_of_sequence_ids(self.model.hf_model, self.tokenizer)
         with torch.no_grad(), evaluating(self.model):
             for start in range(0, len(order), sampling.batch_size):
                 rows = order[start : start + sampling.batch_size]
                 decoded = decode(
-                    self.model.causal_lm,
+                    self.model.hf_model,
                     [jobs[row][0].prompt_ids for row in rows],
                     uniforms=[_uniforms(*jobs[row], sampling) for row in rows],
                     sampling=sampling,

@@ -54,7 +54,7 @@ def test_unknown_flag(align: Align, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_config_dir(align: Align, trained: list[DictConfig], tmp_path: Path) -> None:
     (tmp_path / "mine" / "method").mkdir(parents=True)
-    text = "_target_: alignment.methods.dpo.DPO\n_partial_: true\nbeta: 0.9\nlabel_smoothing: 0.0\n"
+    text = "defaults:\n  - dpo\n  - _self_\nbeta: 0.9\n"
     (tmp_path / "mine" / "method" / "mine.yaml").write_text(text)
     assert align("train", "--config-dir", "mine", "method=mine") == 0
     assert (trained[0].method.beta, trained[0].name) == (0.9, "mine")

@@ -24,14 +24,19 @@ def candidates(
 
 
 def test_verbs(candidates: Callable[[str], list[str]]) -> None:
-    assert candidates("align ") == ["train", "evaluate", "generate", "pipeline", "report"]
+    assert candidates("align ") == ["train", "evaluate", "generate", "label", "pipeline", "report"]
     assert candidates("align tr") == ["train"]
 
 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("align train meth", "method="),
+        ("align train ref", "reference="),
+        # It has choices and groups inside: "=" and "/" may follow.
+        ("align train meth", "method"),
+        ("align train method/l", "method/loss="),
+        ("align train method/loss=h", "method/loss=hinge"),
+        ("align train method/loss=hinge method.loss.m", "method.loss.margin="),
         ("align train method=", "method=dpo"),
         ("align train method=s", "method=sft"),
         ("align train method=dpo method.b", "method.beta="),

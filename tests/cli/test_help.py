@@ -51,7 +51,7 @@ def test_no_verb_at_all_is_a_usage_error(align: Align, capsys: pytest.CaptureFix
     assert "align VERB" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "generate", "pipeline"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "generate", "label", "pipeline"])
 def test_verb_help_lists_every_choice_of_every_group(verb: str) -> None:
     text = verb_help(verb)
     for group, default in default_choices(verb).items():
@@ -77,7 +77,7 @@ def test_wrong_verb_names_the_nearest(align: Align, capsys: pytest.CaptureFixtur
     assert align("trian") == 2
     assert capsys.readouterr().err == "error: align has no verb 'trian': did you mean 'train'?\n"
     assert align("zzz") == 2
-    assert "the verbs are train, evaluate, generate, pipeline, report" in capsys.readouterr().err
+    assert "the verbs are train, evaluate, generate, label, pipeline, report" in capsys.readouterr().err
 
 
 def test_examples_of_the_help_are_valid() -> None:
@@ -88,7 +88,7 @@ def test_examples_of_the_help_are_valid() -> None:
     from alignment.config.compose import compose, task_config
     from alignment.config.validate import validate
 
-    for verb in ("train", "evaluate", "generate"):
+    for verb in ("train", "evaluate", "generate", "label"):
         text = verb_help(verb).partition("Examples:")[2].replace("\\\n", " ")
         for line in filter(None, map(str.strip, text.splitlines())):
             arguments = shlex.split(line.partition("   ")[0] if not line.endswith("]") else line)[2:]

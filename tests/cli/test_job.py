@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+import alignment.pipeline.graph as graph
 import alignment.pipeline.train as training
 from alignment.cli.app import sweep_jobs
 from alignment.config.compose import compose
@@ -52,12 +53,25 @@ def test_hydra_leaves_nothing_in_the_folder(align: Align, trained: list[DictConf
     assert [path.name for path in only_run().iterdir()] == ["manifest.json"]
 
 
+def test_an_error_in_a_components_own_check_is_the_users(align: Align, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a component refuses when it is built is worded like any other wrong key, with no traceback."""
+    code = align(
+        *("train", "model=world_init", "data=world", "data.train.num_records=-3"),
+        *("callbacks.fresh_samples=null", "trainer.max_steps=1"),
+    )
+    err = capsys.readouterr().err
+    assert code == 2
+    assert "num_records: got -3, expected at least 1" in err
+    assert "Traceback" not in err
+
+
 def test_configuration_error_costs_nothing(
     align: Align, trained: list[DictConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert align("train", "method.bta=1") == 2
     assert capsys.readouterr().err == (
-        "error: method.bta: got '1', expected one of the keys of 'method': beta, label_smoothing. "
+        "error: method.bta: got '1', expected one of the keys of 'method': beta, length_normalised, nll_coefficient, "
+        "nll_normaliser, weighting, loss, divergence. "
         "did you mean 'method.beta'?\n"
     )
     assert not trained
@@ -86,6 +100,44 @@ def test_failure_keeps_what_the_manifest_knew(align: Align, monkeypatch: pytest.
     assert align("train") == 1
     left = manifest(only_run())
     assert (left["status"], left["model"]) == ("failed", {"parameters": 7})
+
+
+def test_failure_of_a_resumed_run_is_told_where_the_run_is(
+    align: Align, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
+        run_dir.rmdir()
+        cfg.paths.run_dir = str(tmp_path / "first")
+        raise RuntimeError("gone")
+
+    monkeypatch.setattr(training, "run", run)
+    assert align("train") == 1
+    assert "in run\n" in (tmp_path / "first" / "error.log").read_text()
+    assert manifest(tmp_path / "first")["status"] == "failed"
+    assert list(Path("runs/dpo").iterdir()) == []
+
+
+def test_success_takes_an_earlier_failure_back(align: Align, trained: list[DictConfig]) -> None:
+    assert align("train", "seed=2", "hydra.run.dir=runs/x") == 1
+    assert Path("runs/x/error.log").exists()
+    assert align("train", "seed=1", "hydra.run.dir=runs/x") == 0
+    assert [path.name for path in Path("runs/x").iterdir()] == ["manifest.json"]
+
+
+def test_a_pipeline_that_failed_once_ends_as_finished(align: Align, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [RuntimeError("no")]
+
+    def run(cfg: DictConfig, run_dir: Path) -> None:
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(graph, "run", run)
+    folder = Path("runs/pipeline/quickstart")
+    assert align("pipeline", "quickstart") == 1
+    assert (manifest(folder)["status"], manifest(folder)["error"]) == ("failed", "RuntimeError: no")
+    assert align("pipeline", "quickstart") == 0
+    assert (manifest(folder)["status"], manifest(folder)["error"]) == ("finished", None)
+    assert not (folder / "error.log").exists()
 
 
 def test_users_fault_inside_the_job(

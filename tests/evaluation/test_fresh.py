@@ -23,6 +23,7 @@ from alignment.evaluation.fresh import (
     Sample,
     against_start,
     evaluate_policy,
+    rewards_by_prompt,
     summarize,
 )
 from alignment.evaluation.records import evaluation_row, record_evaluation, sample_row
@@ -185,19 +186,19 @@ def test_entropy_weighs_tokens_and_not_samples():
 def test_win_rate_by_hand():
     ours = [sample("a", 2.0), sample("a", 0.0, number=1), sample("b", 1.0)]
     start = [sample("b", 1.0), sample("a", 1.0), sample("a", 0.0, number=1)]
-    metrics = against_start(ours, start)
+    metrics = against_start(ours, rewards_by_prompt(start))
     # a: 2 beats both, 0 loses to 1 and ties with 0: 2.5 of 4. b: a tie: a half.
     assert metrics["win_rate/against_start"].mean == pytest.approx((2.5 / 4 + 0.5) / 2)
     assert metrics["reward/gain_against_start"].mean == pytest.approx((0.5 + 0.0) / 2)
     with pytest.raises(UserError, match="same prompts"):
-        against_start(ours, start[1:])
+        against_start(ours, rewards_by_prompt(start[1:]))
     with pytest.raises(UserError, match="needs a reward"):
-        against_start([replace(ours[0], reward=None)], start)
+        against_start([replace(ours[0], reward=None)], rewards_by_prompt(start))
 
 
 def test_a_policy_ties_with_itself(tokenizer, prompts):
     first = measure(tiny(0), None, tokenizer, prompts)
-    again = measure(tiny(0), None, tokenizer, prompts, start_evaluation=first)
+    again = measure(tiny(0), None, tokenizer, prompts, start_rewards=rewards_by_prompt(first.samples))
     assert again.metrics["win_rate/against_start"].mean == 0.5
     assert again.metrics["reward/gain_against_start"].mean == 0
 

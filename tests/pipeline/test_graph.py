@@ -50,8 +50,7 @@ class Children:
         self.ran.append(stage.name)
         self.arguments[stage.name] = arguments
         if code := self.codes.get(stage.name, 0):
-            (stage.run_dir / "checkpoints").mkdir(exist_ok=True)
-            (stage.run_dir / "checkpoints" / "latest").write_text("step-000001")
+            (stage.run_dir / "checkpoints" / "step-000001").mkdir(parents=True, exist_ok=True)
             return code
         if stage.verb == "report":
             (stage.run_dir / "report.html").write_text("<html>")

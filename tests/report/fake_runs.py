@@ -21,7 +21,12 @@ CONFIG: dict[str, Any] = {
     "name": "dpo",
     "seed": 1,
     "resume": None,
-    "method": {"_target_": "alignment.methods.dpo.DPO", "_partial_": True, "beta": 0.1, "label_smoothing": 0.0},
+    "method": {
+        "_target_": "alignment.methods.dpo.DPO",
+        "_partial_": True,
+        "beta": 0.1,
+        "loss": {"_target_": "alignment.losses.dpo.dpo_loss", "_partial_": True, "label_smoothing": 0.0},
+    },
     "model": {"_target_": "alignment.models.backbone.PretrainedModel", "path": "runs/pipeline/quickstart/sft/model"},
     "reference": {"_target_": "alignment.models.references.FrozenCopy", "_partial_": True},
     "adapter": None,
