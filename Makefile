@@ -1,12 +1,13 @@
 # make quickstart   a virtual environment, the package, the main job; prints the report's path last
 # make test         the whole test suite
 # make lint         formatting, lint, types, layers
+# make mutants      known bugs, put into a copy one at a time: a test must fail for each; MUTANTS=losses/dpo for some
 # make oldest       the test suite with every dependency at the lower end of its range
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test lint oldest clean
+.PHONY: help quickstart install test lint mutants oldest clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -35,6 +36,9 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff check alignment tests benchmarks
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+mutants: $(BIN)/.installed
+	$(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 oldest: $(OLDEST)/bin/.installed
 	$(OLDEST)/bin/python -m pytest $(PYTEST_ARGS)

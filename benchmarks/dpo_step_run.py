@@ -59,7 +59,6 @@ def our_overrides(job: dict[str, Any]) -> list[str]:
         f"data.batch_size={job['batch']}",
         f"data.micro_batch_size={job['batch']}",
         "data.shuffle=false",
-        "reward=none",
         f"reference={'precomputed' if job['precomputed'] else 'frozen_copy'}",
         f"method.beta={BETA}",
         f"optim.lr={LEARNING_RATE}",

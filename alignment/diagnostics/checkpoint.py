@@ -18,22 +18,21 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from torch import distributed as dist
 
 from alignment.utils.errors import UserError
-from alignment.utils.files import fsync_folder, fsync_tree, hash_file, write_json_atomic, write_text_atomic
+from alignment.utils.files import fsync_folder, fsync_tree, hash_file, write_json_atomic
 
 log = logging.getLogger(__name__)
 
 #: The trainer's state inside a checkpoint's folder: a file, or a folder where every rank wrote its shard.
 STATE = "state.ckpt"
 MANIFEST = "manifest.json"
-LATEST = "latest"
 
 
 class RunCheckpoint(Checkpoint):
     """Saves the whole state of a run every so many optimiser steps, and before it ends for any reason it can see.
 
     A checkpoint is a folder ``checkpoints/step-000100`` with the trainer's state and a manifest of hashes. It is
-    written under another name, made durable, and renamed; then ``checkpoints/latest`` names it. A crash or a
-    full disk at any instant leaves the checkpoint before it usable.
+    written under another name, made durable, and renamed: what has the name is complete. A crash or a full disk at
+    any instant leaves the checkpoint before it usable.
 
     SIGTERM (a preempted job) and Ctrl-C end the run after the step in flight, with a checkpoint and exit code 143
     or 130. Ranks agree on the step.
@@ -161,7 +160,6 @@ class RunCheckpoint(Checkpoint):
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         fsync_folder(self.folder)
-        write_text_atomic(self.folder / LATEST, target.name + "\n")
         self._prune()
 
     def _drop_later(self, step: int) -> None:

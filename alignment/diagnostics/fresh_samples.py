@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
-from alignment.evaluation.fresh import Evaluation, Scorer, evaluate_policy
+from alignment.evaluation.fresh import Evaluation, Scorer, evaluate_policy, rewards_by_prompt
 from alignment.evaluation.records import record_evaluation
 from alignment.models.logprob_model import LogprobModel
 from alignment.models.sharding import whole
@@ -58,13 +58,23 @@ class FreshSamples(Callback):
         self.start_model = start_model
         self.folder = folder
         self._start: LogprobModel | None = None
-        self._first: Evaluation | None = None
+        self._start_rewards: dict[str, list[float]] | None = None
         self._measured_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run cannot measure any more: the start's rewards, and what has been measured."""
+        return {"start_rewards": self._start_rewards, "measured_step": self._measured_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self._start_rewards = state_dict["start_rewards"]
+        self._measured_step = state_dict["measured_step"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measures the start."""
         if trainer.global_step == 0:
-            self._first = self._measure(trainer, pl_module)
+            samples = self._measure(trainer, pl_module).samples
+            self._start_rewards = None if self.reward is None else rewards_by_prompt(samples)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -81,6 +91,10 @@ class FreshSamples(Callback):
 
     def _measure(self, trainer: pl.Trainer, module: Any) -> Evaluation:
         step, began = trainer.global_step, time.perf_counter()
+        prompts = trainer.datamodule.held_out_prompts(self.num_prompts)  # type: ignore[attr-defined]
+        if self._start_rewards is not None and self._start_rewards.keys() != {prompt.id for prompt in prompts}:
+            log.warning("the start was measured on other prompts: fresh samples are no longer compared with it")
+            self._start_rewards = None
         with contextlib.ExitStack() as stack:
             stack.enter_context(whole(module.policy))
             start = stack.enter_context(self._scorer(module))
@@ -88,10 +102,10 @@ class FreshSamples(Callback):
                 policy=module.policy,
                 start=start,
                 tokenizer=module.bundle.tokenizer,
-                prompts=trainer.datamodule.held_out_prompts(self.num_prompts),  # type: ignore[attr-defined]
+                prompts=prompts,
                 sampling=self.sampling,
                 reward=self.reward,
-                start_evaluation=self._first,
+                start_rewards=self._start_rewards,
                 rank=trainer.global_rank,
                 world_size=trainer.world_size,
             )

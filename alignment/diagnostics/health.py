@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch import distributed as dist
 
 from alignment.types import Batch
 from alignment.utils.files import write_json_atomic
@@ -20,6 +21,8 @@ class NonFiniteLossError(ArithmeticError):
 
 class StopOnNonFinite(Callback):
     """Raises before the backward pass of a loss that is NaN or infinite, and writes down whose batch it was.
+
+    All ranks stop together: one that went on would wait for the others' gradients until its timeout.
 
     Args:
         folder: Where ``non_finite_step=N_rank=R.json`` goes, with the records' ids.
@@ -39,12 +42,19 @@ class StopOnNonFinite(Callback):
         """Checks the loss.
 
         Raises:
-            NonFiniteLossError: Naming the step, the records and the dump.
+            NonFiniteLossError: Naming the step, the records and the dump; on the other ranks, the step.
         """
-        if bool(torch.isfinite(loss)):
+        is_bad = ~torch.isfinite(loss.detach())
+        is_any_bad = is_bad.int()
+        if trainer.world_size > 1:
+            dist.all_reduce(is_any_bad, op=dist.ReduceOp.MAX)
+        if not is_any_bad:
             return
+        step = trainer.global_step
+        if not is_bad:
+            raise NonFiniteLossError(f"the loss of another process is not finite after {step} steps. No step was taken")
         assert self._batch is not None
-        step, ids = trainer.global_step, list(self._batch.ids)
+        ids = list(self._batch.ids)
         dump = self.folder / f"non_finite_step={step:06d}_rank={trainer.global_rank}.json"
         write_json_atomic(
             dump, {"step": step, "rank": trainer.global_rank, "loss": str(loss.item()), "record_ids": ids}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from alignment.utils.files import append_json_line
 
 log = logging.getLogger(__name__)
 
+#: Of the training pairs, over which a mean that a few pairs decide is taken.
+_LOGGED_STEPS = 4
 
-class Monitor(Callback):
+
+class Monitor(Callback, ABC):
     """Base: looks at the logged metrics, and warns once each time the trouble begins.
 
     Args:
@@ -28,9 +32,9 @@ class Monitor(Callback):
         self.folder = folder
         self._alarmed = False
 
+    @abstractmethod
     def problem(self, metrics: dict[str, float]) -> tuple[str, dict[str, float]] | None:
         """Returns what is wrong, in words, with the values that show it; ``None`` when nothing is."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run must remember."""
@@ -67,39 +71,70 @@ class Monitor(Callback):
 
 
 class LikelihoodDisplacement(Monitor):
-    """Warns when the chosen completions themselves become unlikely.
+    """Warns when the chosen completions, taken together, become unlikely.
 
     DPO raises a margin, not a likelihood: on pairs that are nearly the same it can push the chosen completion
     down together with the rejected one, and the mass goes to answers that nobody preferred (Razin et al.
     2024, arXiv 2410.08847).
 
+    That most chosen completions fall is no displacement yet. A policy that learns to prefer the best of them takes
+    mass from the middling ones, which are many: their mean log-prob falls though the chosen completions as a whole
+    gain. Whether they do is what the mean of policy / reference over them says, the ratio of their masses: about 1 or
+    more where mass moves among them, near 0 where it leaves them. Of the training pairs, which are few a step, the last
+    logged steps are taken together.
+
     Args:
         max_drop_nats: Mean fall of the chosen log-prob below the reference's that is tolerated.
         min_share: Share of pairs whose chosen log-prob must have fallen.
+        min_mass_ratio: Part of their mass that the chosen completions must have kept.
         folder: The run's folder.
     """
 
     name = "likelihood_displacement"
 
-    def __init__(self, *, max_drop_nats: float, min_share: float, folder: Path) -> None:
+    def __init__(self, *, max_drop_nats: float, min_share: float, min_mass_ratio: float, folder: Path) -> None:
         super().__init__(folder=folder)
         self.max_drop_nats = max_drop_nats
         self.min_share = min_share
+        self.min_mass_ratio = min_mass_ratio
+        self.train_ratios: deque[float] = deque(maxlen=_LOGGED_STEPS)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the last logged steps' ratios too."""
+        return super().state_dict() | {"train_ratios": list(self.train_ratios)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        super().load_state_dict(state_dict)
+        self.train_ratios = deque(state_dict["train_ratios"], maxlen=_LOGGED_STEPS)
 
     def problem(self, metrics: dict[str, float]) -> tuple[str, dict[str, float]] | None:
         """Looks at held-out pairs when there are any, else at training pairs."""
         split = "val" if "val/logps/chosen_shift_nats" in metrics else "train"
         shift = metrics.get(f"{split}/logps/chosen_shift_nats")
         share = metrics.get(f"{split}/logps/chosen_fell_share")
-        if shift is None or share is None or shift > -self.max_drop_nats or share < self.min_share:
+        ratio = self._mass_ratio(metrics, split)
+        if shift is None or share is None or ratio is None:
+            return None
+        if shift > -self.max_drop_nats or share < self.min_share or ratio >= self.min_mass_ratio:
             return None
         words = (
             f"the chosen completions have become less likely: {shift:.2f} nats on average against the reference, "
-            f"on {share:.0%} of {split} pairs. The margin grows because the rejected ones fall faster. "
+            f"on {share:.0%} of {split} pairs, and all together they have {ratio:.2g} times the mass that they had. "
+            "The margin grows because the rejected ones fall faster, and the mass goes to answers that nobody chose. "
             "If the pairs are nearly the same, add an NLL term or a DPOP penalty, filter such pairs, or lower the "
             "learning rate"
         )
-        return words, {"chosen_shift_nats": shift, "chosen_fell_share": share}
+        return words, {"chosen_shift_nats": shift, "chosen_fell_share": share, "chosen_mass_ratio": ratio}
+
+    def _mass_ratio(self, metrics: dict[str, float], split: str) -> float | None:
+        train = metrics.get("train/logps/chosen_mass_ratio")
+        # Between two logged steps the last one's value is seen again.
+        if train is not None and train not in self.train_ratios:
+            self.train_ratios.append(train)
+        if split == "val":
+            return metrics.get("val/logps/chosen_mass_ratio")
+        return sum(self.train_ratios) / len(self.train_ratios) if self.train_ratios else None
 
 
 class LengthBias(Monitor):

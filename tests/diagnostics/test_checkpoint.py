@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from alignment.diagnostics import checkpoint as checkpoint_module
-from alignment.diagnostics.checkpoint import LATEST, MANIFEST, STATE, damage, latest_checkpoint
+from alignment.diagnostics.checkpoint import MANIFEST, STATE, damage, latest_checkpoint
+from alignment.pipeline.train import run
 from alignment.utils.errors import ConfigError, UserError
 
 from runs import exported, job, metrics, train
@@ -33,7 +34,7 @@ def interrupted(tmp_path: Path, stop, *overrides: str) -> tuple[subprocess.Popen
     command = [sys.executable, "-c", script, helpers, str(tmp_path), str(run_dir), *LONG, *overrides]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not (run_dir / "checkpoints" / LATEST).exists():
+    while not any((run_dir / "checkpoints").glob("step-*")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -203,6 +204,23 @@ def test_resuming_a_finished_run_keeps_its_results(tmp_path):
     before = (run_dir / "manifest.json").read_text()
     train(job(tmp_path, f"resume={run_dir}"), tmp_path / "unused")
     assert (run_dir / "manifest.json").read_text() == before
+
+
+def test_a_resumed_run_remembers_how_it_began(tmp_path):
+    run_dir = tmp_path / "run"
+    run(job(tmp_path, "export=null", "trainer.max_steps=2"), run_dir, ["trainer.max_steps=2"])
+    first = json.loads((run_dir / "manifest.json").read_text())
+    for steps in (4, 6):
+        cfg = job(tmp_path, "export=null", f"trainer.max_steps={steps}", f"resume={run_dir}")
+        run(cfg, tmp_path / "unused", [f"trainer.max_steps={steps}"])
+    last = json.loads((run_dir / "manifest.json").read_text())
+    assert (first["overrides"], first["resumes"]) == (["trainer.max_steps=2"], [])
+    for key in ("started", "command", "overrides"):
+        assert last[key] == first[key]
+    assert [resume["overrides"] for resume in last["resumes"]] == [["trainer.max_steps=4"], ["trainer.max_steps=6"]]
+    assert last["config_hash"] != first["config_hash"], "what is known of the last process is the last process's"
+    kept = {path.name for path in (run_dir / "checkpoints").iterdir()}
+    assert kept == {"step-000002", "step-000004", "step-000006"}, "and nothing that is never read"
 
 
 def test_going_on_with_another_configuration_is_said(tmp_path, caplog):

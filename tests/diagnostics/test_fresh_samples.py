@@ -36,6 +36,34 @@ def test_measuring_every_step_leaves_the_trajectory_unchanged(tmp_path):
     assert sorted(evaluations(often)) == list(range(7))
 
 
+@pytest.mark.parametrize("at", [4, 6])
+def test_a_resumed_run_is_measured_like_one_that_was_never_stopped(tmp_path, at):
+    """Against the start's rewards too; and at its last step, where there is nothing left to train."""
+    whole = run(tmp_path, "whole")
+    checkpoint = whole / "checkpoints" / f"step-{at:06d}"
+    broken = tmp_path / "broken"
+    (broken / "checkpoints").mkdir(parents=True)
+    checkpoint.rename(broken / "checkpoints" / checkpoint.name)
+    cfg = job(tmp_path, *MEASURED, f"resume={broken}", small=False)
+    train(cfg, tmp_path / "unused")
+    assert evaluations(broken)[6] == evaluations(whole)[6]
+    assert "win_rate/against_start" in evaluations(broken)[6]
+    expected, got = (json.loads((folder / "manifest.json").read_text())["metrics"] for folder in (whole, broken))
+    assert {"train/loss/total", "val/loss/total", "fresh/reward/gain_against_start"} < set(expected)
+    assert {name: value for name, value in got.items() if "second" not in name} == {
+        name: value for name, value in expected.items() if "second" not in name
+    }
+    assert cfg.paths.run_dir == str(broken), "whoever reports a failure looks for the folder there"
+
+
+def test_a_run_that_goes_on_with_other_prompts_is_not_compared_with_its_start(tmp_path, caplog):
+    run_dir = run(tmp_path, "run", "trainer.max_steps=2")
+    run(tmp_path, "unused", f"resume={run_dir}", "trainer.max_steps=3", "callbacks.fresh_samples.num_prompts=4")
+    assert "win_rate/against_start" in evaluations(run_dir)[2]
+    assert "win_rate/against_start" not in evaluations(run_dir)[3]
+    assert "the start was measured on other prompts" in caplog.text
+
+
 def test_kl_is_zero_at_the_start_and_positive_after_large_steps(tmp_path):
     run_dir = run(tmp_path, "run", "optim.lr=3e-2", "callbacks.fresh_samples.num_prompts=16")
     rows = evaluations(run_dir)
