@@ -245,7 +245,11 @@ def _inputs(cfg: DictConfig, bundle: ModelBundle, data: DataModule) -> dict[str,
     return {
         "hardware": {**dict(cfg.hardware), "world_size": world_size(cfg)},
         "data": {"fingerprint": data.fingerprint, "statistics": data.statistics},
-        "model": {"source": bundle.source.describe(), "weights_hash": bundle.source.weights_hash()},
+        "model": {
+            "source": bundle.source.describe(),
+            "weights_hash": bundle.source.weights_hash(),
+            "head": str(bundle.head),
+        },
         "tokenizer_hash": tokenizer_hash(bundle.tokenizer),
         "template_hash": hashlib.sha256(str(bundle.tokenizer.chat_template).encode()).hexdigest(),
     }

@@ -63,7 +63,8 @@ def compare(runs: list[Run]) -> Comparison:
     ]
     distinct = list(dict.fromkeys(keys))
     members = {key: [run for run, other in zip(runs, keys, strict=True) if other == key] for key in distinct}
-    names = {key: _group_label(key, swept, members[key]) for key in distinct}
+    shared = frozenset(_overrides(runs[0])).intersection(*map(_overrides, runs))
+    names = {key: _group_label(key, swept, members[key], shared) for key in distinct}
     if swept and len(swept) <= MAX_KEYS_IN_LABEL:
         distinct.sort(key=lambda key: [_value_key(value) for value in key])
     groups = [
@@ -120,14 +121,15 @@ def _differing(flats: list[dict[str, str]]) -> dict[str, list[str]]:
     }
 
 
-def _group_label(key: tuple[str, ...], swept: list[str], members: list[Run]) -> str:
+def _group_label(key: tuple[str, ...], swept: list[str], members: list[Run], shared: frozenset[str]) -> str:
     is_known = key[0:1] != (UNKNOWN,)
     if is_known and 0 < len(swept) <= MAX_KEYS_IN_LABEL:
         short = _short_names(swept)
         return ", ".join(f"{name}={value}" for name, value in zip(short, key, strict=True))
     if is_known and not swept:
         return str(members[0].manifest.get("name") or members[0].name)
-    overrides = [item for item in _overrides(members[0]) if not is_seed(item.partition("=")[0].lstrip("+~"))]
+    own = [item for item in _overrides(members[0]) if item not in shared]
+    overrides = [item for item in own if not is_seed(item.partition("=")[0].lstrip("+~"))]
     is_job = members[0].path.name.isdigit()
     if is_job and 0 < len(overrides) <= MAX_KEYS_IN_LABEL:
         return ", ".join(overrides)

@@ -21,6 +21,11 @@ def model_of(run: Run) -> str:
     return str(source) if source else node_name(run.config.get("model"))
 
 
+def is_judge(run: Run) -> bool:
+    """Says whether the run trained a model that judges and writes nothing."""
+    return section(run, "model").get("head") in ("score", "steps")
+
+
 def data_of(run: Run) -> str:
     """Returns the data that the run trained on."""
     data = run.config.get("data")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alignment.report.format import listing, plural
-from alignment.report.names import section
+from alignment.report.names import is_judge, section
 from alignment.report.read import Run
 from alignment.report.summary import KL, LOG_RATIO, REWARD, Summary, not_finite
 
@@ -54,6 +54,9 @@ def notices(summaries: list[Summary], *, empty: list[str]) -> list[Notice]:
     return sorted(_joined(found), key=lambda notice: ORDER.index(notice.level))
 
 
+_NOT_EVALUATED = "no evaluation on fresh samples: reward, KL, length and win-rate are unknown"
+
+
 def missing(summary: Summary) -> list[str]:
     """Returns what a reader would look for in vain, in words."""
     run = summary.run
@@ -64,8 +67,7 @@ def missing(summary: Summary) -> list[str]:
     if not run.curves and verb != "evaluate":
         found.append("no curves: metrics/version_*/metrics.csv is missing or empty (logger=csv writes it)")
     if not run.evaluations:
-        found.append("no evaluation on fresh samples: reward, KL, length and win-rate are unknown")
-        return found
+        return found if is_judge(run) else [*found, _NOT_EVALUATED]
     if summary.final is None:
         found.append("one evaluation only, of the start: nothing says what training changed")
     elif summary.start is None:

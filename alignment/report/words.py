@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from alignment.report.compare import Comparison
 from alignment.report.format import bounds, decimals_for, fixed, listing, plural
-from alignment.report.names import method_of, model_of, reward_of
+from alignment.report.names import is_judge, method_of, model_of, reward_of, section
 from alignment.report.read import Interval
 from alignment.report.summary import GAIN, KL, REWARD, GroupRow, Summary
 
 MOST_SENTENCES = 3
+#: What a judge's last metrics say of it.
+_JUDGED = {
+    "val/reward/accuracy": "{} of the pairs in the labelled order",
+    "val/process/step_accuracy": "{} of the steps judged as labelled",
+    "val/process/first_error_accuracy": "the first wrong step found in {} of the solutions",
+    "val/calibration/expected_error": "expected calibration error {}",
+}
 STATUS_WORDS = {"silent": "killed or stuck", "unknown": "of unknown status"}
 
 
@@ -47,7 +54,7 @@ def single_run_sentence(summary: Summary) -> str:
     what = f"{reward_of(summary.run)}{_on_prompts(summary)}"
     decimals = decimals_for([start, final])
     if final is None and start is None:
-        return "No reward was measured on fresh samples, so there is no result to state."
+        return _judge_sentence(summary) or "No reward was measured on fresh samples, so there is no result to state."
     if final is None or summary.final is None:
         return f"Only the start was evaluated: {what} is {_with_bounds(start, decimals)}."
     after = f", after {plural(summary.final.step, 'update')}" if summary.run.curves else ""
@@ -62,6 +69,13 @@ def single_run_sentence(summary: Summary) -> str:
         f"{what} {verb} {_with_bounds(start, decimals)} to {_with_bounds(final, decimals)}{where}"
         f"{_paired(gain, decimals)}{doubt}."
     )
+
+
+def _judge_sentence(summary: Summary) -> str:
+    """Returns how well a model that judges does on held-out records; empty for one that writes."""
+    last = section(summary.run, "metrics")
+    found = [words.format(fixed(float(last[name]), 3)) for name, words in _JUDGED.items() if name in last]
+    return f"On held-out records: {', '.join(found)}." if is_judge(summary.run) and found else ""
 
 
 def _at_kl(kl: Interval | None) -> str:

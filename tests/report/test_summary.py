@@ -54,6 +54,33 @@ class TestComparison:
         assert len(comparison.groups) == 2
         assert len(set(comparison.labels)) == 2
 
+    def test_jobs_of_a_sweep_over_groups_are_called_by_what_they_override(self, tmp_path):
+        """What every job of the sweep has in common names none of them."""
+        for index, method in enumerate(("DPO", "KTO")):
+            shared = ["+sweep=s", "experiment=e", "paths.runs=r", "hardware.threads=1"]
+            node = {"_target_": f"alignment.methods.m.{method}"} | {f"{method}_{i}": i for i in range(4)}
+            folder = write_run(tmp_path / str(index), steps=0, method=node)
+            path = folder / "manifest.json"
+            values = json.loads(path.read_text("utf-8")) | {"overrides": [*shared, f"method={method.lower()}"]}
+            path.write_text(json.dumps(values), "utf-8")
+        assert [group.label for group in compare(read_all(tmp_path)).groups] == ["method=dpo", "method=kto"]
+
+
+class TestJudges:
+    def test_a_judge_is_stated_by_its_held_out_records(self, tmp_path):
+        folder = write_run(tmp_path / "rm", steps=2)
+        (folder / "evaluations.jsonl").unlink(missing_ok=True)
+        path = folder / "manifest.json"
+        values = json.loads(path.read_text("utf-8"))
+        values["model"] = values.get("model", {}) | {"head": "score"}
+        values["metrics"] = {"val/reward/accuracy": 0.86, "val/calibration/expected_error": 0.0348}
+        path.write_text(json.dumps(values), "utf-8")
+        summary = summary_of(folder)
+        assert single_run_sentence(summary) == (
+            "On held-out records: 0.860 of the pairs in the labelled order, expected calibration error 0.035."
+        )
+        assert not any("fresh samples" in text for text in missing(summary))
+
 
 class TestSummary:
     def test_start_and_final(self, tmp_path):
