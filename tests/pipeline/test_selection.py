@@ -64,6 +64,7 @@ def test_best_of_n_is_what_the_samples_say(model, tmp_path, capsys):
     before, after = lines(run_dir / "evaluations.jsonl")
     rows = lines(run_dir / "samples" / "step=000001.jsonl")
     assert len({row["score"] for row in rows}) > 3
+    assert all(row["score"] == 1 - abs(row["num_tokens"] - 4) / 8 for row in rows)
     groups = [rows[first : first + 4] for first in range(0, 20, 4)]
     for size in (1, 2, 4):
         chosen, best = [], []
