@@ -118,6 +118,22 @@ def test_frozen_weights_are_outside_the_module_tree_and_do_not_train():
     assert not inside & {id(parameter) for parameter in frozen.parameters()}
 
 
+def test_checkpointing_gives_an_adapter_its_gradients():
+    """T34: with an adapter the embeddings are frozen; what trains still gets the gradient that it has without."""
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    gradients = []
+    for checkpointing in (False, True):
+        built = ModelBundle(source=source(gradient_checkpointing=checkpointing), adapter=lora, reference=None, seed=0)
+        policy = built.build(frozenset({Role.POLICY})).train()
+        policy(pairs().tokens).token_logps.sum().backward()
+        trained = {name: value.grad for name, value in policy.named_parameters() if value.requires_grad}
+        assert all(gradient is not None for gradient in trained.values())
+        gradients.append(trained)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6)
+    assert any(gradient.abs().max() > 1e-4 for gradient in gradients[1].values())
+
+
 def test_adapter_off_without_an_adapter_says_what_to_do():
     with pytest.raises(ConfigError, match="use reference=frozen_copy, or set adapter=lora"):
         bundle(reference=partial(AdapterOff)).build(DPO_ROLES)

@@ -335,12 +335,6 @@ _MODELS = (
         "models/bundle.py",
         ("the reference trains", "model.requires_grad_(False).eval()", "model.eval()", _BUNDLE),
         (
-            "checkpointing is re-entrant (T34)",
-            '{"use_reentrant": False}',
-            '{"use_reentrant": True}',
-            f"{_RUNS}::test_options_change_no_more_than_rounding {_PATH} {_BUNDLE}",
-        ),
-        (
             "the reference is not sharded (T35)",
             "shard(self.reference.frozen, mesh)",
             "pass",
