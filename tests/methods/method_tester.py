@@ -122,7 +122,9 @@ class MethodTester:
         rows, others = metrics(left), metrics(right)
         assert set(rows) == set(others)
         for step in rows:
-            names = {n for n in rows[step] if "/loss/" in n or "/reward/" in n or "/logps/" in n}
+            names = {
+                n for n in rows[step] if any(part in n for part in ("/loss/", "/reward/", "/logps/", "/grad_norm"))
+            }
             assert names
             for name in names:
                 if not name.startswith(ignore):
