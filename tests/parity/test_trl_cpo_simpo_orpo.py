@@ -14,85 +14,65 @@ Where the two define something differently:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 
 pytest.importorskip("trl", reason="parity with TRL needs the extra `peers`: pip install -e '.[peers]'")
 
-from datasets import load_dataset
-from equal_inputs import save_model, word_tokenizer, write_pairs
-from transformers import AutoModelForCausalLM
+from peer_case import (
+    ACCURACY,
+    REWARDS,
+    SUMS,
+    Case,
+    Result,
+    assert_same,
+    make_case,
+    ours,
+    result,
+    trl_inputs,
+    trl_trainer,
+)
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from alignment.data.datamodule import DataModule
-from alignment.data.sources import FileSource
-from alignment.data.tokenizer import TokenizerOptions
 from alignment.losses.orpo import orpo_loss
-from alignment.methods.base import Parts
-from alignment.methods.cpo import CPO
-from alignment.methods.orpo import ORPO
-from alignment.methods.simpo import SimPO
-from alignment.models.backbone import PretrainedModel
-from alignment.models.bundle import ModelBundle
-from alignment.types import PreferenceBatch
 
-VOCABULARY = 64
-LLAMA = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.3,
-}
-#: Tokens of prompt, chosen and rejected: the longest side is now the one, now the other.
-LENGTHS = ((5, 9, 4), (3, 2, 12), (11, 7, 7), (2, 3, 2), (4, 10, 6))
-#: Ours -> TRL's.
-REWARDS = {
-    "reward/chosen": "rewards/chosen",
-    "reward/rejected": "rewards/rejected",
-    "reward/margin": "rewards/margins",
-    "reward/accuracy": "rewards/accuracies",
-}
-SUMS = {"logps/chosen_sum_nats": "logps/chosen", "logps/rejected_sum_nats": "logps/rejected"}
 MEANS = {"logps/chosen_mean_nats": "logps/chosen", "logps/rejected_mean_nats": "logps/rejected"}
 NLL = {"loss/nll": "nll_loss"}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A method of ours, with its fields, and what it is called in TRL."""
+    """A method of ours, by its overrides, and what it is called in TRL."""
 
-    method: Any
-    fields: dict[str, Any]
+    overrides: tuple[str, ...]
     trainer: Any
     config: Any
-    trl_fields: dict[str, Any]
+    fields: dict[str, Any]
     metrics: dict[str, str]
 
 
 def cpo(*, beta: float, alpha: float, smoothing: float) -> Pair:
-    ours = {"beta": beta, "nll_coefficient": alpha, "nll_normaliser": "token", "label_smoothing": smoothing}
-    theirs = {"beta": beta, "cpo_alpha": alpha, "label_smoothing": smoothing, "loss_type": "sigmoid"}
-    return Pair(CPO, ours, CPOTrainer, CPOConfig, theirs, REWARDS | SUMS | (NLL if alpha else {}))
+    values = f"method.beta={beta}", f"method.nll_coefficient={alpha}", f"method.label_smoothing={smoothing}"
+    fields = {"beta": beta, "cpo_alpha": alpha, "label_smoothing": smoothing, "loss_type": "sigmoid"}
+    metrics = REWARDS | ACCURACY | SUMS | (NLL if alpha else {})
+    return Pair(("method=cpo", "method.nll_normaliser=token", *values), CPOTrainer, CPOConfig, fields, metrics)
 
 
 def simpo(*, beta: float, gamma: float, alpha: float) -> Pair:
-    margin = {"gamma": None, "gamma_beta_ratio": gamma / beta, "length_normalised": True, "nll_coefficient": alpha}
-    theirs = {"beta": beta, "simpo_gamma": gamma, "cpo_alpha": alpha, "loss_type": "simpo"}
-    return Pair(SimPO, {"beta": beta} | margin, CPOTrainer, CPOConfig, theirs, REWARDS | MEANS | (NLL if alpha else {}))
+    values = f"method.beta={beta}", f"method.gamma_beta_ratio={gamma / beta}", f"method.nll_coefficient={alpha}"
+    fields = {"beta": beta, "simpo_gamma": gamma, "cpo_alpha": alpha, "loss_type": "simpo"}
+    metrics = REWARDS | ACCURACY | MEANS | (NLL if alpha else {})
+    return Pair(("method=simpo", "method.length_normalised=true", *values), CPOTrainer, CPOConfig, fields, metrics)
 
 
 def orpo(*, weight: float) -> Pair:
-    ours = {"odds_ratio_coefficient": weight, "nll_over": "prompt_and_completion", "nll_normaliser": "token"}
-    odds = {"odds/log_ratio_nats": "log_odds_chosen"}
-    return Pair(ORPO, ours, ORPOTrainer, ORPOConfig, {"beta": weight}, REWARDS | MEANS | NLL | odds)
+    normaliser = "method.nll_over=prompt_and_completion", "method.nll_normaliser=token"
+    metrics = REWARDS | ACCURACY | MEANS | NLL | {"odds/log_ratio_nats": "log_odds_chosen"}
+    overrides = ("method=orpo", f"method.odds_ratio_coefficient={weight}", *normaliser)
+    return Pair(overrides, ORPOTrainer, ORPOConfig, {"beta": weight}, metrics)
 
 
 PAIRS = {
@@ -107,116 +87,10 @@ PAIRS = {
 }
 
 
-@dataclass(frozen=True)
-class Result:
-    """What one system makes of the batch."""
-
-    loss: float
-    metrics: dict[str, float]
-    gradients: dict[str, torch.Tensor]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    save_model(tmp_path / "start", architecture="llama", config=LLAMA | {"vocab_size": VOCABULARY}, seed=3)
-    write_pairs(tmp_path / "pairs.jsonl", lengths=LENGTHS, vocab_size=VOCABULARY, seed=5)
-    return tmp_path
-
-
-def our_result(folder: Path, pair: Pair, dtype: torch.dtype) -> Result:
-    source = PretrainedModel(
-        path=str(folder / "start"),
-        revision=None,
-        dtype="float32",
-        attention="sdpa",
-        quantization=None,
-        gradient_checkpointing=False,
-        compile=False,
-        chunk_tokens=7,
-        tokenizer=TokenizerOptions(None, None, None, None),
-    )
-    bundle = ModelBundle(source=source, adapter=None, reference=None, seed=0)
-    parts = Parts(bundle=bundle, optimizer=torch.optim.AdamW, schedule=None, cache_dir=folder / "work")
-    method = pair.method(**pair.fields, parts=parts)
-    method.configure_model()
-    method.policy.to(dtype)
-    method.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
-    loss = method.training_step(our_batch(folder, bundle.tokenizer, score_prompt=method.scores_prompt), 0)
-    loss.backward()
-    gradients = {name: parameter.grad for name, parameter in method.policy.hf_model.named_parameters()}
-    return Result(loss.item(), method.means(method.train_sums), gradients)
-
-
-def our_batch(folder: Path, tokenizer: Any, *, score_prompt: bool) -> PreferenceBatch:
-    data = DataModule(
-        train=FileSource(path=str(folder / "pairs.jsonl")),
-        validation=None,
-        validation_size=0,
-        batch_size=len(LENGTHS),
-        micro_batch_size=len(LENGTHS),
-        max_length=64,
-        max_prompt_length=None,
-        truncate_prompt="error",
-        truncate_completion="error",
-        on_bad_row="error",
-        limit=None,
-        shuffle=False,
-        num_workers=0,
-        num_proc=None,
-        tokenizer=tokenizer,
-        batch_type=PreferenceBatch,
-        seed=0,
-        cache_dir=folder / "work" / "cache",
-        score_prompt=score_prompt,
-    )
-    (batch,) = data.train_dataloader()
-    return batch
-
-
-def trl_trainer(folder: Path, pair: Pair, dtype: torch.dtype) -> Any:
-    config = pair.config(
-        output_dir=str(folder / "trl"),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        max_length=64,
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="no",
-        dataloader_pin_memory=False,
-        **pair.trl_fields,
-    )
-    trainer = pair.trainer(
-        model=AutoModelForCausalLM.from_pretrained(folder / "start", dtype=torch.float32).to(dtype),
-        args=config,
-        train_dataset=load_dataset(
-            "json", data_files=str(folder / "pairs.jsonl"), split="train", cache_dir=str(folder / "datasets")
-        ),
-        processing_class=word_tokenizer(VOCABULARY),
-    )
-    trainer.model.train()
-    return trainer
-
-
-def trl_result(trainer: Any) -> Result:
-    batch = trainer.data_collator(list(trainer.train_dataset))
-    loss, metrics = trainer.get_batch_loss_metrics(trainer.model, batch, "train")
-    loss.backward()
-    gradients = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
-    return Result(loss.item(), metrics, gradients)
-
-
-def assert_same(ours: Result, peer: Result, metrics: dict[str, str], *, loss: float, gradient: float) -> None:
-    assert ours.loss == pytest.approx(peer.loss, rel=loss)
-    for name, peer_name in metrics.items():
-        assert ours.metrics[name] == pytest.approx(peer.metrics[peer_name], rel=loss, abs=loss), name
-    assert set(ours.gradients) == set(peer.gradients)
-    scale = max(value.abs().max().item() for value in peer.gradients.values())
-    assert scale > 1e-3
-    for name, value in ours.gradients.items():
-        torch.testing.assert_close(
-            value, peer.gradients[name], rtol=0, atol=gradient * scale, msg=lambda m, n=name: f"{n}: {m}"
-        )
+def trl_pair(case: Case, pair: Pair) -> Result:
+    trainer = trl_trainer(case, pair.trainer, pair.config, **pair.fields)
+    loss, metrics = trainer.get_batch_loss_metrics(trainer.model, trl_inputs(trainer), "train")
+    return result(loss, metrics, trainer.model)
 
 
 class KeepsFloat64(ORPOTrainer):
@@ -229,42 +103,37 @@ class KeepsFloat64(ORPOTrainer):
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_float64(folder, name):
-    pair = PAIRS[name]
+def test_float64(tmp_path, name):
+    case, pair = make_case(tmp_path, torch.float64), PAIRS[name]
     if pair.trainer is ORPOTrainer:
         pair = replace(pair, trainer=KeepsFloat64)
-    peer = trl_result(trl_trainer(folder, pair, torch.float64))
-    ours = our_result(folder, pair, torch.float64)
-    assert_same(ours, peer, pair.metrics, loss=1e-7, gradient=1e-6)  # Llama's norms stay in fp32
+    our, peer = ours(case, *pair.overrides), trl_pair(case, pair)
+    # Llama's norms stay in fp32
+    assert_same(our, peer, pair.metrics, loss=(1e-7, None), metric=(1e-7, 1e-7), gradient=1e-6)
     if "log_odds_ratio" in peer.metrics:
-        assert ours.metrics["loss/odds_ratio"] == pytest.approx(-peer.metrics["log_odds_ratio"], rel=1e-7)
+        assert our.metrics["loss/odds_ratio"] == pytest.approx(-peer.metrics["log_odds_ratio"], rel=1e-7)
 
 
 @pytest.mark.parametrize("name", ["cpo_smoothed", "simpo_with_nll", "orpo"])
-def test_fp32_as_trl_ships(folder, name):
-    peer = trl_result(trl_trainer(folder, PAIRS[name], torch.float32))
-    assert_same(our_result(folder, PAIRS[name], torch.float32), peer, PAIRS[name].metrics, loss=1e-5, gradient=1e-5)
+def test_fp32_as_trl_ships(tmp_path, name):
+    case, pair = make_case(tmp_path, torch.float32), PAIRS[name]
+    our, peer = ours(case, *pair.overrides), trl_pair(case, pair)
+    assert_same(our, peer, pair.metrics, loss=(1e-5, None), metric=(1e-5, 1e-5), gradient=1e-5)
 
 
-def test_trls_orpo_is_not_the_papers(folder):
+def test_trls_orpo_is_not_the_papers(tmp_path):
     """The reason for ``nll_over``: over completions alone the likelihood is another one."""
-    pair = PAIRS["orpo"]
-    peer = trl_result(trl_trainer(folder, pair, torch.float32))
-    ours = our_result(folder, replace(pair, fields=pair.fields | {"nll_over": "completion"}), torch.float32)
-    assert ours.metrics["loss/nll"] != pytest.approx(peer.metrics["nll_loss"], rel=1e-3)
-    assert ours.metrics["odds/log_ratio_nats"] == pytest.approx(peer.metrics["log_odds_chosen"], rel=1e-5)
+    case, pair = make_case(tmp_path, torch.float32), PAIRS["orpo"]
+    our, peer = ours(case, *pair.overrides, "method.nll_over=completion"), trl_pair(case, pair)
+    assert our.metrics["loss/nll"] != pytest.approx(peer.metrics["nll_loss"], rel=1e-3)
+    assert our.metrics["odds/log_ratio_nats"] == pytest.approx(peer.metrics["log_odds_chosen"], rel=1e-5)
 
 
-def test_at_certainty_ours_is_finite_where_trls_is_not(folder):
-    trainer = trl_trainer(folder, PAIRS["orpo"], torch.float32)
-    ours = partial(orpo_loss, policy_rejected_mean_logps=torch.tensor([-1.0]))
-    gradients = []
-    for system in ("ours", "trl"):
-        chosen = torch.zeros(1, requires_grad=True)
-        if system == "ours":
-            ours(policy_chosen_mean_logps=chosen).sum().backward()
-        else:
-            trainer.odds_ratio_loss(chosen, torch.tensor([-1.0]))[0].sum().backward()
-        gradients.append(chosen.grad.item())
+def test_at_certainty_ours_is_finite_where_trls_is_not(tmp_path):
+    trainer = trl_trainer(make_case(tmp_path, torch.float32), ORPOTrainer, ORPOConfig, **PAIRS["orpo"].fields)
+    chosen, rejected = torch.zeros(1, requires_grad=True), torch.tensor([-1.0])
+    our = orpo_loss(policy_chosen_mean_logps=chosen, policy_rejected_mean_logps=rejected)
+    peer, *_ = trainer.odds_ratio_loss(chosen, rejected)
+    gradients = [torch.autograd.grad(losses.sum(), chosen)[0].item() for losses in (our, peer)]
     assert gradients[0] == pytest.approx(0, abs=1)
     assert gradients[1] != gradients[1]

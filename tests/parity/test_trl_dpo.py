@@ -15,53 +15,61 @@ Where the two define something differently:
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("trl", reason="parity with TRL needs the extra `peers`: pip install -e '.[peers]'")
 
-from equal_inputs import word_tokenizer
 from peer_case import (
+    ACCURACY,
     FAMILIES,
     LENGTHS,
-    VOCABULARY,
+    REWARDS,
+    SUMS,
     Case,
-    PlainHead,
     Result,
     assert_same,
     make_case,
     our_batch,
     ours,
     trl,
-    trl_smoothed,
+    trl_inputs,
     trl_trainer,
 )
+from trl import DPOConfig, DPOTrainer
 
+METRICS = REWARDS | ACCURACY | SUMS
 SETTINGS = [(0.1, 0.0), (0.5, 0.0), (0.1, 0.2), (0.5, 0.2)]
-
-
-@pytest.fixture
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
-    return make_case(tmp_path, *request.param)
+dpo_trainer = partial(trl_trainer, trainer=DPOTrainer, config=DPOConfig, has_reference=True)
 
 
 def both(case: Case, beta: float, label_smoothing: float) -> tuple[Result, Result]:
-    our = ours(case, f"method.beta={beta}", f"method.loss.label_smoothing={label_smoothing}")
+    our = ours(case, "method=dpo", f"method.beta={beta}", f"method.loss.label_smoothing={label_smoothing}")
     if label_smoothing:
-        trainer = trl_trainer(case, beta=beta, label_smoothing=label_smoothing, loss_type=["aot"])
-        return our, trl_smoothed(trainer)
-    trainer = trl_trainer(case, beta=beta)
-    return our, trl(trainer, list(trainer.train_dataset))
+        return our, trl_smoothed(dpo_trainer(case, beta=beta, label_smoothing=label_smoothing, loss_type=["aot"]))
+    trainer = dpo_trainer(case, beta=beta)
+    return our, trl(trainer, trl_inputs(trainer))
 
 
-@pytest.mark.parametrize("case", [("llama", torch.float64)], indirect=True)
-def test_both_tokenise_alike(case):
+def trl_smoothed(trainer: Any) -> Result:
+    """Averages TRL's conservative DPO over pairs, one at a time."""
+    results = [trl(trainer, trainer.data_collator([row])) for row in trainer.train_dataset]
+    count = len(results)
+    return Result(
+        sum(result.loss for result in results) / count,
+        {name: sum(result.metrics[name] for result in results) / count for name in results[0].metrics},
+        {name: torch.stack([result.gradients[name] for result in results]).mean(0) for name in results[0].gradients},
+    )
+
+
+def test_both_tokenise_alike(tmp_path):
     """Row by row the ids and the places that count are the same, in whatever order rows stand in the batch."""
-    trainer = trl_trainer(case)
-    peer = trainer.data_collator(list(trainer.train_dataset))
-    batch = our_batch(case, word_tokenizer(VOCABULARY))
+    case = make_case(tmp_path, torch.float64)
+    peer = trl_inputs(dpo_trainer(case))
+    _, batch = our_batch(case, "method=dpo")
     width, tokens = batch.tokens.input_ids.shape[1], batch.tokens
     scored = torch.zeros(tokens.input_ids.numel(), dtype=torch.bool)
     scored[tokens.predictor_index + 1] = True
@@ -73,37 +81,35 @@ def test_both_tokenise_alike(case):
     assert tokens.num_real_tokens == peer["attention_mask"].sum() == sum(2 * p + c + r for p, c, r in LENGTHS)
 
 
-@pytest.mark.parametrize("case", [(family, torch.float64) for family in FAMILIES], indirect=True, ids=FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("beta", "label_smoothing"), SETTINGS)
-def test_float64(case, beta, label_smoothing, monkeypatch):
-    monkeypatch.setattr("trl.trainer.utils._ChunkedLogProbFunction", PlainHead)
-    our, peer = both(case, beta, label_smoothing)
-    assert_same(our, peer, loss=1e-9, metric=1e-7, gradient=1e-6)  # Llama's norms stay in fp32
+def test_float64(tmp_path, family, beta, label_smoothing):
+    our, peer = both(make_case(tmp_path, torch.float64, family=family, moved=True), beta, label_smoothing)
+    # Llama's norms stay in fp32
+    assert_same(our, peer, METRICS, loss=(1e-9, 1e-9), metric=(1e-7, 1e-7), gradient=1e-6)
 
 
-@pytest.mark.parametrize("case", [(family, torch.float32) for family in FAMILIES], indirect=True, ids=FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("beta", "label_smoothing"), [(0.1, 0.0), (0.5, 0.2)])
-def test_fp32_as_trl_ships(case, beta, label_smoothing):
-    our, peer = both(case, beta, label_smoothing)
-    assert_same(our, peer, loss=1e-5, metric=1e-5, gradient=1e-5)
+def test_fp32_as_trl_ships(tmp_path, family, beta, label_smoothing):
+    our, peer = both(make_case(tmp_path, torch.float32, family=family, moved=True), beta, label_smoothing)
+    assert_same(our, peer, METRICS, loss=(1e-5, 1e-5), metric=(1e-5, 1e-5), gradient=1e-5)
 
 
-@pytest.mark.parametrize("case", [("llama", torch.float32, "unmoved")], indirect=True)
-def test_at_the_start_both_log_ties_as_wrong(case):
-    our = ours(case)
-    trainer = trl_trainer(case, beta=0.1)
-    peer = trl(trainer, list(trainer.train_dataset))
+def test_at_the_start_both_log_ties_as_wrong(tmp_path):
+    our, peer = both(make_case(tmp_path, torch.float32), 0.1, 0.0)
     assert our.loss == pytest.approx(math.log(2), abs=1e-6)
     assert peer.loss == pytest.approx(math.log(2), abs=1e-6)
     assert our.metrics["reward/accuracy"] == peer.metrics["rewards/accuracies"] == 0.0
 
 
-@pytest.mark.parametrize("case", [("llama", torch.float32)], indirect=True)
-def test_trls_sigmoid_takes_no_notice_of_label_smoothing(case):
+def test_trls_sigmoid_takes_no_notice_of_label_smoothing(tmp_path):
     """The reason for holding smoothed losses against ``aot``: if TRL changes, this says so."""
+    case = make_case(tmp_path, torch.float32, moved=True)
     losses = []
     for smoothing in (0.0, 0.2):
-        trainer = trl_trainer(case, beta=0.5, label_smoothing=smoothing)
-        losses.append(trl(trainer, list(trainer.train_dataset)).loss)
+        trainer = dpo_trainer(case, beta=0.5, label_smoothing=smoothing)
+        losses.append(trl(trainer, trl_inputs(trainer)).loss)
     assert losses[0] == losses[1]
-    assert ours(case, "method.beta=0.5", "method.loss.label_smoothing=0.2").loss != pytest.approx(losses[1], rel=1e-3)
+    our = ours(case, "method=dpo", "method.beta=0.5", "method.loss.label_smoothing=0.2")
+    assert our.loss != pytest.approx(losses[1], rel=1e-3)

@@ -22,17 +22,16 @@ from __future__ import annotations
 
 import inspect
 import re
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("trl", reason="parity with TRL needs the extra `peers`: pip install -e '.[peers]'")
 
-from peer_case import METRICS, Case, PlainHead, assert_same, make_case, ours, trl, trl_trainer
-from trl import DPOTrainer
+from peer_case import ACCURACY, REWARDS, SUMS, Case, Result, assert_same, make_case, ours, trl, trl_inputs, trl_trainer
+from trl import DPOConfig, DPOTrainer
 
-LOGPS = ("logps/chosen_sum_nats", "logps/rejected_sum_nats")
 SMOOTHED = ("method.loss.label_smoothing=0.2",)
 HINGE_TOO = ("+method/loss@method.loss.losses.hinge=hinge", "+method.loss.weights.hinge=0.3")
 #: Our overrides -> TRL's settings, with the metrics that both define alike.
@@ -96,32 +95,29 @@ OTHER_REWARDS = {
 ALPHA = [(0.3, 0.7), (0.5, 0.5), (0.7, 0.3)]
 
 
-@pytest.fixture
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
-    return make_case(tmp_path, *request.param)
+def both(case: Case, overrides: tuple[str, ...], fields: dict[str, Any]) -> tuple[Result, Result]:
+    trainer = trl_trainer(case, DPOTrainer, DPOConfig, has_reference=True, **fields)
+    return ours(case, "method=dpo", *overrides), trl(trainer, trl_inputs(trainer))
 
 
-@pytest.mark.parametrize("case", [("llama", torch.float64)], indirect=True, ids=["llama"])
 @pytest.mark.parametrize("beta", [0.1, 0.5])
 @pytest.mark.parametrize("name", [*SAME, *OTHER_REWARDS])
-def test_float64(case, name, beta, monkeypatch):
-    monkeypatch.setattr("trl.trainer.utils._ChunkedLogProbFunction", PlainHead)
+def test_float64(tmp_path, name, beta):
     overrides, fields = (SAME | OTHER_REWARDS)[name]
-    our = ours(case, f"method.beta={beta}", *overrides)
-    trainer = trl_trainer(case, beta=beta, **fields)
-    peer = trl(trainer, list(trainer.train_dataset))
-    shared = tuple(METRICS) if name in SAME else LOGPS
-    assert_same(our, peer, loss=1e-7, metric=1e-7, gradient=1e-6, metrics=shared)
+    case = make_case(tmp_path, torch.float64, moved=True)
+    our, peer = both(case, (f"method.beta={beta}", *overrides), {"beta": beta} | fields)
+    metrics = REWARDS | ACCURACY | SUMS if name in SAME else SUMS
+    assert_same(our, peer, metrics, loss=(1e-7, 1e-7), metric=(1e-7, 1e-7), gradient=1e-6)
     assert our.metrics.get("policy/wpo_weight", 0.0) < 1
 
 
-@pytest.mark.parametrize("case", [("llama", torch.float32)], indirect=True, ids=["llama"])
 @pytest.mark.parametrize(("alpha", "coefficient"), ALPHA)
-def test_alpha_divergence_in_fp32(case, alpha, coefficient):
-    our = ours(case, "method/divergence=alpha", f"method.divergence.alpha={alpha}")
-    trainer = trl_trainer(case, beta=0.1, f_divergence_type="alpha_divergence", f_alpha_divergence_coef=coefficient)
-    peer = trl(trainer, list(trainer.train_dataset))
-    assert_same(our, peer, loss=1e-5, metric=1e-5, gradient=1e-5, metrics=LOGPS)
+def test_alpha_divergence_in_fp32(tmp_path, alpha, coefficient):
+    case = make_case(tmp_path, torch.float32, moved=True)
+    overrides = ("method/divergence=alpha", f"method.divergence.alpha={alpha}")
+    fields = {"beta": 0.1, "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": coefficient}
+    our, peer = both(case, overrides, fields)
+    assert_same(our, peer, SUMS, loss=(1e-5, 1e-5), metric=(1e-5, 1e-5), gradient=1e-5)
 
 
 def test_every_loss_of_trl_is_held_against_ours():
