@@ -13,6 +13,7 @@ import pytest
 from hydra.types import RunMode
 
 from alignment.cli.app import check, parse, sweep_jobs
+from alignment.cli.cache import parse as parse_cache
 from alignment.cli.help import VERBS
 from alignment.cli.main import main
 from alignment.config.compose import compose
@@ -91,6 +92,9 @@ def test_a_command_composes_and_is_valid(command, capsys):
         return
     assert verb in VERBS
     if verb == "report":
+        return
+    if verb == "cache":
+        parse_cache(arguments)
         return
     if verb == "pipeline" and "=" not in arguments[0]:
         arguments[0] = f"pipeline={arguments[0]}"

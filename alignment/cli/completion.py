@@ -12,6 +12,12 @@ from alignment.utils.errors import nearest
 
 SHELLS = ("bash", "zsh", "fish")
 
+#: What may stand behind the verbs that Hydra does not compose; files are the shell's own matter.
+_PLAIN = {
+    "report": (),
+    "cache": ("list", "prune", "--kind", "--older-than", "--unfinished", "--all", "--yes", "--cache"),
+}
+
 # Colons and equal signs are parts of a word here, as in Hydra's own script.
 _BASH = r"""
 _align_complete() {
@@ -77,11 +83,11 @@ def _query(shell: str) -> int:
     line = os.environ.get("COMP_LINE", "").lstrip()
     program, _, typed = line.partition(" ")
     verb = re.match(r"\s*(\S+)\s+(.*)", typed, re.DOTALL)
-    if verb is None:
-        separator = "\n" if shell == "fish" else " "
-        print(separator.join(name for name in VERBS if name.startswith(typed.strip())))
+    if verb is None or verb[1] in _PLAIN:
+        known, word = (VERBS, typed.strip()) if verb is None else (_PLAIN[verb[1]], verb[2].rpartition(" ")[2])
+        print(("\n" if shell == "fish" else " ").join(name for name in known if name.startswith(word)))
         return 0
-    if verb[1] in VERBS and verb[1] != "report":
+    if verb[1] in VERBS:
         from alignment.cli.app import run_app
 
         # Hydra takes the first word for the program and completes the rest.

@@ -19,6 +19,7 @@ VERBS = {
     "label": "label the steps of solutions by where continuations from them lead",
     "pipeline": "run a graph of stages, skipping what is finished",
     "report": "write one HTML page about runs or a sweep",
+    "cache": "list what earlier runs left for later ones, and remove what is not needed",
 }
 
 _EXAMPLES = {
@@ -51,6 +52,27 @@ align pipeline quickstart 'common=["seed=2"]'    overrides of every stage""",
 align report runs/dpo/2026-11-21_10-00-00        one run
 align report runs/multirun/dpo_beta_...          a sweep's folder: its frontier of reward against KL
 align report RUN RUN RUN -o comparison.html""",
+    "cache": """\
+align cache                                      what is there, how large, last used when
+align cache prune --older-than 30d               what would go; with --yes it goes
+align cache prune --kind reference --older-than 2w --yes
+align cache prune --unfinished --yes             what killed processes have left
+align cache prune 3fa9c2d1 --yes                 an entry, by the beginning of its key
+align cache prune --all --cache DIR --yes        another folder than paths.cache""",
+}
+
+#: Of the verbs that compose no configuration: usage, and what the arguments mean.
+_PLAIN = {
+    "report": ("RUN... [-o FILE.html]", "RUN is a run's folder, or a sweep's folder with all its runs."),
+    "cache": (
+        "[list | prune [KEY...] [--kind KIND] [--older-than TIME] [--unfinished] [--all] [--yes]] [--cache DIR]",
+        """\
+KIND is records (parsed), tokens, reference (log-probs of reference=precomputed) or labels (counts of align label).
+TIME is a number of minutes, hours, days or weeks since the last use: 90m, 12h, 30d, 2w.
+Of several conditions all must hold; several keys name several entries. Without --yes nothing is removed.
+What a running process builds or has opened stays.
+DIR is $ALIGNMENT_CACHE, or ~/.cache/alignment, unless given.""",
+    ),
 }
 
 _FLAGS = """\
@@ -91,10 +113,9 @@ HYDRA_FULL_ERROR=1 in the environment shows tracebacks."""
 def verb_help(verb: str) -> str:
     """Returns the text of ``align VERB --help``: usage, choices of each group, flags, examples."""
     examples = textwrap.indent(_EXAMPLES[verb], "  ")
-    if verb == "report":
-        usage = "align report RUN... [-o FILE.html]"
-        what = "RUN is a run's folder, or a sweep's folder with all its runs."
-        return f"{usage}: {VERBS[verb]}\n\n{what}\n\nExamples:\n{examples}"
+    if verb in _PLAIN:
+        usage, what = _PLAIN[verb]
+        return f"align {verb} {usage}: {VERBS[verb]}\n\n{what}\n\nExamples:\n{examples}"
     name = "[NAME] " if verb == "pipeline" else ""
     groups, keys = _group_text(verb), _key_text(verb)
     return f"""\

@@ -62,6 +62,10 @@ def _run(verb: str, rest: list[str]) -> int:
             from alignment.cli.report import run_report
 
             return run_report(rest)
+        if verb == "cache":
+            from alignment.cli.cache import run_cache
+
+            return run_cache(rest)
         if rest[:1] == ["--job"]:
             return _join(rest[1:])
         from alignment.cli.app import run_app

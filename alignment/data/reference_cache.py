@@ -6,7 +6,7 @@ A folder named by a hash of everything that the numbers depend on::
     offsets.npy    where each sequence begins, and where the last one ends
     records.json   ids, in order
     meta.json      what the hash was made of, in words
-    COMPLETE       written last
+    COMPLETE       written last; held while a process uses the cache, so that it is not removed meanwhile
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from alignment.data.store import build_once, content_hash, is_complete
+from alignment.data.store import build_once, content_hash, hold
 from alignment.utils.errors import DataError
 
 CACHE_VERSION = 1
@@ -85,14 +85,14 @@ class ReferenceCache:
         Raises:
             DataError: There is none, or it was not finished.
         """
-        if not is_complete(path):
+        if not hold(path):
             raise DataError(str(path), "there is no finished reference cache here")
         return cls(path)
 
     @classmethod
     def exists(cls, path: Path) -> bool:
-        """Whether a finished cache is there."""
-        return is_complete(path)
+        """Whether a finished cache is there; if so it stays until this process has ended."""
+        return hold(path)
 
     @classmethod
     def write(cls, path: Path, *, meta: Mapping[str, Any], records: Iterable[tuple[str, Sequence[np.ndarray]]]) -> Self:

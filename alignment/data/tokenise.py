@@ -30,7 +30,7 @@ from alignment.data.records import (
     UnfitError,
 )
 from alignment.data.records import from_row as record_from_row
-from alignment.data.store import content_hash
+from alignment.data.store import MARKER, content_hash, hold
 from alignment.data.truncation import Side, Truncation, truncate_completions, truncate_prompt
 from alignment.utils.errors import DataError
 
@@ -242,15 +242,13 @@ def _split_steps(tokenizer: PreTrainedTokenizerBase, record: Stepwise) -> Parts:
     """Each step is a scored piece; what ends it is not."""
     joined = STEP_END.join(record.steps)
     start, pieces = completion_pieces(tokenizer, record.prompt, joined)
-    if isinstance(record.prompt, str) and not start.endswith(("\n", " ")):
-        start += STEP_END
     if len(pieces) != 1 or joined not in pieces[0].text:
         raise RecordError("the chat template changes the steps", "it must give an answer's text as it is")
     opening, closing = pieces[0].text.split(joined, 1)
     marks = [Piece(STEP_END, scored=False)] * (len(record.steps) - 1) + [Piece(closing, scored=False)]
     steps = [Piece(step, scored=True) for step in record.steps]
     chained = chain.from_iterable(zip(steps, marks, strict=True))
-    return Parts(start + opening, [[piece for piece in chained if piece.text]], labels=record.labels)
+    return Parts(start + record.lead + opening, [[piece for piece in chained if piece.text]], labels=record.labels)
 
 
 def _judged_side(groups: list[tuple[list[int], bool]], labels: tuple[float | None, ...]) -> Side:
@@ -323,9 +321,10 @@ def tokenise(
     """
     name = content_hash(records=fingerprint, tokeniser=tokeniser.fingerprint)
     folder = cache_dir / "tokens" / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        return records.map(
+        folder.mkdir(exist_ok=True)
+        rows = records.map(
             tokeniser,
             batched=True,
             batch_size=256,
@@ -337,3 +336,6 @@ def tokenise(
             new_fingerprint=name,
             desc=description,
         )
+        (folder / MARKER).touch()
+        hold(folder)
+    return rows

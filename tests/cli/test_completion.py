@@ -24,7 +24,7 @@ def candidates(
 
 
 def test_verbs(candidates: Callable[[str], list[str]]) -> None:
-    assert candidates("align ") == ["train", "evaluate", "generate", "label", "pipeline", "report"]
+    assert candidates("align ") == ["train", "evaluate", "generate", "label", "pipeline", "report", "cache"]
     assert candidates("align tr") == ["train"]
 
 

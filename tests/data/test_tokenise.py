@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from alignment.data.chat_templates import TEMPLATES
 from alignment.data.encoding import tokenizer_hash
 from alignment.data.features import RECORD_FEATURES
 from alignment.data.records import Binary, Demonstration, Preference, Prompt, Record, RecordKind, Stepwise, to_row
+from alignment.data.store import MARKER, is_complete, remove
 from alignment.data.tokenise import Tokeniser, tokenise
 from alignment.data.truncation import Truncation
 from alignment.data.views import view
@@ -287,6 +289,16 @@ def test_second_start_does_no_work(
         run(records, make(tokenizer, truncation=Truncation(9, None, "keep_end", "truncate")), tmp_path)
     with pytest.raises(AssertionError, match="tokenised again"):
         run(records, make(tokenizer), tmp_path, fingerprint="y")
+
+
+def test_tokens_that_are_open_stay(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = run(dataset(pair()), make(tokenizer), tmp_path)
+    folder = Path(rows.cache_files[0]["filename"]).parent
+    assert is_complete(folder)
+    assert not remove(folder, of=folder)
+    os.utime(folder / MARKER, (1000, 1000))
+    run(dataset(pair()), make(tokenizer), tmp_path)
+    assert (folder / MARKER).stat().st_mtime > 1000
 
 
 def test_fingerprint_covers_every_input(make_tokenizer: Any, tokenizer: PreTrainedTokenizerFast) -> None:
