@@ -63,6 +63,37 @@ class OnDevice:
         return replace(self, **changed)  # type: ignore[type-var]
 
 
+class Layout(StrEnum):
+    """How sequences lie in rows. All three give the same numbers and gradients."""
+
+    PADDED = "padded"
+    """A sequence a row, filled up on the right: the reference."""
+    PACKED = "packed"
+    """One row, sequence behind sequence, no padding."""
+    PREFIX_SHARED = "prefix_shared"
+    """One row without padding, and a prompt that several sequences begin with is in it once."""
+
+
+@dataclass(frozen=True)
+class Segments(OnDevice):
+    """Which places of a batch's one row attend to which: a sequence's tokens to those before them in it.
+
+    A *group* is a trunk and its branches. The trunk is a prompt, a branch a completion that sees the trunk and
+    itself; a sequence that shares nothing is a trunk without branches. Groups fill the row in order, a trunk
+    before its branches.
+
+    Attributes:
+        groups: Tokens of each group's trunk and of its branches.
+        places: For each sequence the places of its tokens in order, the trunk's first; shorter ones are filled up
+            with place 0.
+        home: For each place of the row the flat index into ``places`` at which its own output is read.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    places: Int[Tensor, "sequences length"]
+    home: Int[Tensor, "width"]
+
+
 @dataclass(frozen=True)
 class TokenBatch(OnDevice):
     """Sequences laid out in rows, with the places at which their scored tokens are predicted.
@@ -73,24 +104,28 @@ class TokenBatch(OnDevice):
             tokens from seeing padding (right padding), which leaves the fast attention path open.
         position_ids: Positions, or ``None`` for 0..width-1 in every row.
         predictor_index: For each scored token the flat index ``row * width + column`` of the
-            position whose hidden state predicts it (one before the token itself).
+            position whose hidden state predicts it: the sequence's token before it.
+        target_index: For each scored token its own flat index.
         targets: For each scored token its id.
         sequence_index: For each scored token the sequence that it belongs to; ascending.
         num_sequences: How many sequences the batch holds.
         num_real_tokens: Tokens that are not padding, prompts included.
         in_completion: Which scored tokens belong to a completion; ``None`` where all do. A method that also
             learns from prompts (``scores_prompt``) has the prompt's tokens scored, and marked False here.
+        segments: How the one row of a packed or prefix-shared batch is cut; ``None`` where a sequence has its own row.
     """
 
     input_ids: Int[Tensor, "rows width"]
     attention_mask: Int[Tensor, "rows width"] | None
     position_ids: Int[Tensor, "rows width"] | None
     predictor_index: Int[Tensor, "tokens"]
+    target_index: Int[Tensor, "tokens"]
     targets: Int[Tensor, "tokens"]
     sequence_index: Int[Tensor, "tokens"]
     num_sequences: int
     num_real_tokens: int
     in_completion: Bool[Tensor, "tokens"] | None = None
+    segments: Segments | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +228,7 @@ class TokenLogps(OnDevice):
         sequence_index: As in the batch.
         num_sequences: As in the batch.
         in_completion: As in the batch.
+        is_greedy: Whether no other token is likelier than the scored one; ``None`` for log-probs from a cache.
         collision_logps: log of the sum over the vocabulary of p(. | prefix)^2, in nats, without gradient: the
             log-probability that two draws are the same token. There when it was asked for.
     """
@@ -201,6 +237,7 @@ class TokenLogps(OnDevice):
     sequence_index: Int[Tensor, "tokens"]
     num_sequences: int
     in_completion: Bool[Tensor, "tokens"] | None = None
+    is_greedy: Bool[Tensor, "tokens"] | None = None
     collision_logps: Float[Tensor, "tokens"] | None = None
 
     @property

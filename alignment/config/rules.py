@@ -74,6 +74,19 @@ def judges_write_nothing(cfg: Config, targets: Targets) -> Iterator[ConfigError]
         )
 
 
+def fused_update_leaves_no_room_to_clip(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """Under mixed precision Lightning clips no gradients of a fused optimiser."""
+    precision = str(_get(cfg, "hardware", "precision") or "")
+    clips = bool(_get(cfg, "trainer", "gradient_clip_val"))
+    if _get(cfg, "optim", "fused") is True and precision.endswith("-mixed") and clips:
+        yield ConfigError(
+            "optim.fused",
+            got=True,
+            expected=f"null with hardware.precision={precision} and trainer.gradient_clip_val above 0",
+            hint="Set optim.fused=null, or hardware.precision=32-true",
+        )
+
+
 def quantization_needs_adapter(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
     """Quantised weights cannot train."""
     quantization = _get(cfg, "model", "quantization")
@@ -206,6 +219,7 @@ RULES: tuple[Rule, ...] = (
     reference_is_used,
     reference_is_there,
     judges_write_nothing,
+    fused_update_leaves_no_room_to_clip,
     quantization_needs_adapter,
     quantization_needs_gpu,
     quantised_weights_export_an_adapter,

@@ -21,6 +21,7 @@ from alignment.data.table import TokenTable
 from alignment.types import (
     Batch,
     BinaryBatch,
+    Layout,
     Mismatched,
     PreferenceBatch,
     PromptBatch,
@@ -31,8 +32,8 @@ from alignment.types import (
 from alignment.utils.errors import DataError
 
 Rows = dict[str, list[Any]]
-Layout = Callable[[Sequence[TokenSequence]], TokenBatch]
-Collator = Callable[[Rows, MicroBatchPlan, Layout, ReferenceCache | None], Batch]
+LayOut = Callable[[Sequence[TokenSequence]], TokenBatch]
+Collator = Callable[[Rows, MicroBatchPlan, LayOut, ReferenceCache | None], Batch]
 
 KINDS: dict[type[Batch], RecordKind] = {
     SFTBatch: RecordKind.DEMONSTRATION,
@@ -52,6 +53,7 @@ class BatchMaker:
         table: The records.
         batch_type: What to make of them.
         pad_id: Fills rows.
+        layout: How sequences lie in rows.
         reference: Cached log-probs to put beside the tokens, or ``None``.
         mismatch: For binary batches: what the step's mismatched pairs are made of, or ``None``.
     """
@@ -59,6 +61,7 @@ class BatchMaker:
     table: TokenTable
     batch_type: type[Batch]
     pad_id: int
+    layout: Layout
     reference: ReferenceCache | None = None
     mismatch: Mismatch | None = None
 
@@ -67,7 +70,7 @@ class BatchMaker:
 
     def __getitem__(self, plan: MicroBatchPlan) -> Batch:
         """Makes the micro-batch that a plan describes."""
-        batch = _COLLATORS[self.batch_type](self.table.read(plan.indices), plan, self._layout, self.reference)
+        batch = _COLLATORS[self.batch_type](self.table.read(plan.indices), plan, self._lay_out, self.reference)
         if self.mismatch is None:
             return batch
         assert isinstance(batch, BinaryBatch)
@@ -77,7 +80,7 @@ class BatchMaker:
         rows = self.table.read(plan.indices)
         others = self.table.read(mismatch.partners[list(plan.indices)].tolist())
         crossed = _sequences({**others, "prompt_ids": rows["prompt_ids"]}, "completion_ids")
-        tokens = self._layout([sequence.head(mismatch.max_length) for sequence in crossed])
+        tokens = self._lay_out([sequence.head(mismatch.max_length) for sequence in crossed])
         return Mismatched(
             ids=tuple(rows["id"]),
             weights=_weights(plan),
@@ -86,8 +89,8 @@ class BatchMaker:
         )
 
     @property
-    def _layout(self) -> Layout:
-        return partial(token_batch, pad_id=self.pad_id, score_prompt=self.table.score_prompt)
+    def _lay_out(self) -> LayOut:
+        return partial(token_batch, pad_id=self.pad_id, score_prompt=self.table.score_prompt, layout=self.layout)
 
 
 def _weights(plan: MicroBatchPlan) -> Tensor:
@@ -102,14 +105,16 @@ def _sequences(rows: Rows, side: str) -> list[TokenSequence]:
     ]
 
 
-def _demonstrations(rows: Rows, plan: MicroBatchPlan, layout: Layout, reference: ReferenceCache | None) -> SFTBatch:
-    tokens = layout(_sequences(rows, "completion_ids"))
+def _demonstrations(rows: Rows, plan: MicroBatchPlan, lay_out: LayOut, reference: ReferenceCache | None) -> SFTBatch:
+    tokens = lay_out(_sequences(rows, "completion_ids"))
     return SFTBatch(ids=tuple(rows["id"]), weights=_weights(plan), counts=dict(plan.counts), tokens=tokens)
 
 
-def _preferences(rows: Rows, plan: MicroBatchPlan, layout: Layout, reference: ReferenceCache | None) -> PreferenceBatch:
+def _preferences(
+    rows: Rows, plan: MicroBatchPlan, lay_out: LayOut, reference: ReferenceCache | None
+) -> PreferenceBatch:
     chosen, rejected = _sequences(rows, "completion_ids"), _sequences(rows, "rejected_ids")
-    tokens = layout([*chosen, *rejected])
+    tokens = lay_out([*chosen, *rejected])
     return PreferenceBatch(
         ids=tuple(rows["id"]),
         weights=_weights(plan),
@@ -121,8 +126,8 @@ def _preferences(rows: Rows, plan: MicroBatchPlan, layout: Layout, reference: Re
     )
 
 
-def _binary(rows: Rows, plan: MicroBatchPlan, layout: Layout, reference: ReferenceCache | None) -> BinaryBatch:
-    tokens = layout(_sequences(rows, "completion_ids"))
+def _binary(rows: Rows, plan: MicroBatchPlan, lay_out: LayOut, reference: ReferenceCache | None) -> BinaryBatch:
+    tokens = lay_out(_sequences(rows, "completion_ids"))
     return BinaryBatch(
         ids=tuple(rows["id"]),
         weights=_weights(plan),
@@ -133,14 +138,14 @@ def _binary(rows: Rows, plan: MicroBatchPlan, layout: Layout, reference: Referen
     )
 
 
-def _stepwise(rows: Rows, plan: MicroBatchPlan, layout: Layout, reference: ReferenceCache | None) -> StepwiseBatch:
-    tokens = layout(_sequences(rows, "completion_ids"))
+def _stepwise(rows: Rows, plan: MicroBatchPlan, lay_out: LayOut, reference: ReferenceCache | None) -> StepwiseBatch:
+    tokens = lay_out(_sequences(rows, "completion_ids"))
     labels = torch.from_numpy(np.concatenate(rows["step_labels"]).astype(np.float32))
     weights = _weights(plan)
     return StepwiseBatch(ids=tuple(rows["id"]), weights=weights, counts=dict(plan.counts), tokens=tokens, labels=labels)
 
 
-def _prompts(rows: Rows, plan: MicroBatchPlan, layout: Layout, reference: ReferenceCache | None) -> PromptBatch:
+def _prompts(rows: Rows, plan: MicroBatchPlan, lay_out: LayOut, reference: ReferenceCache | None) -> PromptBatch:
     return PromptBatch(
         ids=tuple(rows["id"]),
         weights=_weights(plan),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from alignment.types import TokenBatch
+from alignment.types import Layout, Segments, TokenBatch
 
 Ids = Sequence[int] | np.ndarray
 Flags = Sequence[bool] | np.ndarray
@@ -35,18 +35,21 @@ class TokenSequence:
         return TokenSequence(self.prompt_ids, self.completion_ids[:room], scored)
 
 
-def token_batch(sequences: Sequence[TokenSequence], *, pad_id: int, score_prompt: bool = False) -> TokenBatch:
-    """Lays sequences out one a row, padded on the right.
+def token_batch(
+    sequences: Sequence[TokenSequence], *, pad_id: int, score_prompt: bool = False, layout: Layout = Layout.PADDED
+) -> TokenBatch:
+    """Lays sequences out in rows.
 
-    Causality alone keeps real tokens from seeing padding on their right, so that no attention mask is
-    needed. What is padding follows from lengths, never from ids: with pad == eos the last
+    Padded rows are filled up on the right: causality alone keeps real tokens from seeing padding, so that no
+    attention mask is needed. What is padding follows from lengths, never from ids: with pad == eos the last
     end-of-sequence token stays a target.
 
     Args:
         sequences: One or more.
         pad_id: Fills the rows.
         score_prompt: Also score what stands before a sequence's last scored token: its prompt, and turns of others
-            between its answers. All but the first token of the row, which nothing predicts.
+            between its answers. All but the first token of the sequence, which nothing predicts.
+        layout: How sequences lie in rows.
 
     Raises:
         ValueError: A prompt or completion is empty: its first token would have no predictor.
@@ -56,30 +59,73 @@ def token_batch(sequences: Sequence[TokenSequence], *, pad_id: int, score_prompt
     if not len(sequences) or prompts.min() < 1 or completions.min() < 1:
         raise ValueError(f"every sequence needs a prompt and a completion token, got {prompts}, {completions}")
     lengths = prompts + completions
-    width = int(lengths.max())
-    column = np.arange(width)
+    column = np.arange(int(lengths.max()))
     is_real = column < lengths[:, None]
-    parts = [np.asarray(ids) for item in sequences for ids in (item.prompt_ids, item.completion_ids)]
-    input_ids = np.full((len(sequences), width), pad_id, dtype=np.int64)
-    input_ids[is_real] = np.concatenate(parts)
-
-    in_completion = np.zeros((len(sequences), width), dtype=bool)
+    ids = np.full(is_real.shape, pad_id, dtype=np.int64)
+    ids[is_real] = np.concatenate(
+        [np.asarray(part) for item in sequences for part in (item.prompt_ids, item.completion_ids)]
+    )
+    in_completion = np.zeros(is_real.shape, dtype=bool)
     in_completion[is_real & (column >= prompts[:, None])] = np.concatenate([_flags(item) for item in sequences])
     scored = in_completion
     if score_prompt:
         scored = np.logical_or.accumulate(in_completion[:, ::-1], axis=1)[:, ::-1] & (column > 0)
-    target_index = np.flatnonzero(scored)
+
+    places, segments, input_ids, position_ids = np.arange(ids.size).reshape(ids.shape), None, ids, None
+    if layout is not Layout.PADDED:
+        groups = _groups(sequences, share=layout is Layout.PREFIX_SHARED)
+        places, sizes = _places(groups, prompts, completions, ids.shape)
+        width = sum(map(sum, sizes))
+        # A shared prompt is written once for each of its sequences: the same tokens at the same places.
+        input_ids, position_ids, home = (np.empty((1, width), dtype=np.int64) for _ in range(3))
+        input_ids[0, places[is_real]] = ids[is_real]
+        position_ids[0, places[is_real]] = np.broadcast_to(column, ids.shape)[is_real]
+        home[0, places[is_real]] = np.flatnonzero(is_real)
+        segments = Segments(sizes, torch.from_numpy(places), torch.from_numpy(home[0]))
     return TokenBatch(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=None,
-        position_ids=None,
-        predictor_index=torch.from_numpy(target_index - 1),
-        targets=torch.from_numpy(input_ids.reshape(-1)[target_index]),
-        sequence_index=torch.from_numpy(target_index // width),
+        position_ids=None if position_ids is None else torch.from_numpy(position_ids),
+        predictor_index=torch.from_numpy(places[:, :-1][scored[:, 1:]]),
+        target_index=torch.from_numpy(places[scored]),
+        targets=torch.from_numpy(ids[scored]),
+        sequence_index=torch.from_numpy(np.nonzero(scored)[0]),
         num_sequences=len(sequences),
         num_real_tokens=int(lengths.sum()),
-        in_completion=torch.from_numpy(in_completion.reshape(-1)[target_index]) if score_prompt else None,
+        in_completion=torch.from_numpy(in_completion[scored]) if score_prompt else None,
+        segments=segments,
     )
+
+
+def _groups(sequences: Sequence[TokenSequence], *, share: bool) -> list[list[int]]:
+    """Which sequences have their prompt in common, in order of first appearance; each alone if nothing is shared."""
+    if not share:
+        return [[place] for place in range(len(sequences))]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, item in enumerate(sequences):
+        groups.setdefault(tuple(item.prompt_ids), []).append(place)
+    return list(groups.values())
+
+
+def _places(
+    groups: list[list[int]], prompts: np.ndarray, completions: np.ndarray, shape: tuple[int, ...]
+) -> tuple[np.ndarray, tuple[tuple[int, ...], ...]]:
+    """Where in the row each sequence's tokens are, and the sizes of each group's trunk and branches."""
+    places = np.zeros(shape, dtype=np.int64)
+    sizes: list[tuple[int, ...]] = []
+    start = 0
+    for members in groups:
+        prompt = int(prompts[members[0]])
+        at = start + prompt
+        for member in members:
+            end = prompt + int(completions[member])
+            places[member, :prompt] = np.arange(start, start + prompt)
+            places[member, prompt:end] = np.arange(at, at + end - prompt)
+            at += end - prompt
+        branches = tuple(int(completions[member]) for member in members)
+        sizes.append((prompt, *branches) if len(members) > 1 else (prompt + branches[0],))
+        start = at
+    return places, tuple(sizes)
 
 
 def _flags(item: TokenSequence) -> np.ndarray:

@@ -21,7 +21,7 @@ from alignment.data.reference_cache import ReferenceCache
 from alignment.data.sources import Source
 from alignment.data.store import content_hash
 from alignment.data.truncation import CompletionPolicy, PromptPolicy, Truncation
-from alignment.types import Batch, PreferenceBatch, SFTBatch
+from alignment.types import Batch, Layout, PreferenceBatch, SFTBatch
 from alignment.utils.errors import ConfigError
 
 
@@ -51,6 +51,7 @@ class DataModule(pl.LightningDataModule):
         mismatched: Whether binary batches carry prompts with completions of other prompts.
         score_prompt: Whether every token before the last scored one is scored too, and marked as no completion's.
         soft_labels: Whether preferences keep how likely the chosen side is the better; else ties are dropped.
+        layout: How sequences lie in rows.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class DataModule(pl.LightningDataModule):
         mismatched: bool = False,
         score_prompt: bool = False,
         soft_labels: bool = False,
+        layout: Layout = Layout.PADDED,
     ) -> None:
         super().__init__()
         if score_prompt and batch_type not in (SFTBatch, PreferenceBatch):
@@ -99,7 +101,7 @@ class DataModule(pl.LightningDataModule):
             soft_labels=soft_labels,
         )
         self._tokenizer, self._batch_type, self._seed = tokenizer, batch_type, seed
-        self._shuffle, self._num_workers = shuffle, num_workers
+        self._shuffle, self._num_workers, self._layout = shuffle, num_workers, layout
         self._prepared: Prepared | None = None
         self._reference: ReferenceCache | None = None
         self._position: dict[str, Any] | None = None
@@ -200,7 +202,9 @@ class DataModule(pl.LightningDataModule):
         """Every record once, in order, on any rank: for filling the reference cache."""
         return {
             split: PlannedLoader(
-                maker=BatchMaker(table, self._batch_type, self._pad_id, mismatch=self.prepared.mismatches.get(split)),
+                maker=BatchMaker(
+                    table, self._batch_type, self._pad_id, self._layout, mismatch=self.prepared.mismatches.get(split)
+                ),
                 planner=partial(plan_once, len(table), self.micro_batch_size, counted=table.counted()),
                 geometry={},
                 num_workers=0,
@@ -286,7 +290,8 @@ class DataModule(pl.LightningDataModule):
         table = self.prepared.tables[split]
         planner = partial(
             plan_epoch,
-            lengths=table.lengths,
+            lengths=table.row_tokens(self._layout),
+            packed=self._layout is not Layout.PADDED,
             counted=table.counted(),
             geometry=geometry,
             rank=self._rank,
@@ -297,7 +302,12 @@ class DataModule(pl.LightningDataModule):
         settings = {f"data.{name}": value for name, value in asdict(geometry).items()}
         loader = PlannedLoader(
             maker=BatchMaker(
-                table, self._batch_type, self._pad_id, self._reference, self.prepared.mismatches.get(split)
+                table,
+                self._batch_type,
+                self._pad_id,
+                self._layout,
+                self._reference,
+                self.prepared.mismatches.get(split),
             ),
             planner=planner,
             geometry=settings | {"data": self.fingerprint, "seed": self._seed},

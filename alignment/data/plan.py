@@ -7,6 +7,7 @@ batch of 8 equals 8 accumulated batches of 1 equals 2 ranks of 4.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -50,6 +51,11 @@ class Geometry:
         """Micro-batches of each rank in every step."""
         return math.ceil(self.batch_size / (self.micro_batch_size * self.world_size))
 
+    @property
+    def num_bins(self) -> int:
+        """Micro-batches of all ranks in every step."""
+        return self.accumulate * self.world_size
+
     def num_micro_batches(self, num_records: int) -> int:
         """Micro-batches of each rank in an epoch."""
         return math.ceil(num_records / self.batch_size) * self.accumulate
@@ -75,23 +81,27 @@ def plan_epoch(
     seed: int,
     epoch: int,
     shuffle: bool,
+    packed: bool = False,
     short_last_step: bool = False,
 ) -> list[MicroBatchPlan]:
     """This rank's micro-batches of an epoch, in order.
 
     Every rank gets the same number, and every step has ``geometry.accumulate`` of them, the last too
     unless it may be short.
-    What is missing is made up with fillers of weight 0, all copies of the shortest record. Inside a
-    step records are put together by length, which saves padding and changes no sum.
+    One that is left without a record gets a filler of weight 0, the shortest record. Inside a
+    step records are put together by length, which saves padding and changes no sum; where there is no
+    padding they are spread instead, so that all micro-batches of all ranks have as many tokens as
+    can be.
 
     Args:
-        lengths: Tokens of each record, for putting like to like.
+        lengths: Tokens of each record: of its row, or all that it adds to a packed row.
         counted: For each name in ``counts`` beside ``records``, how much each record adds to it.
         geometry: How a step is cut up.
         rank: Whose part to return.
         seed: Of the run.
         epoch: Counts from 0.
         shuffle: Whether the order changes from epoch to epoch.
+        packed: Whether a micro-batch is one row without padding.
         short_last_step: Whether micro-batches that no rank has a record for are left out.
     """
     order = epoch_order(len(lengths), seed=seed, epoch=epoch, shuffle=shuffle)
@@ -102,20 +112,38 @@ def plan_epoch(
         counts = {"records": float(len(records))}
         counts |= {name: float(values[records].sum()) for name, values in counted.items()}
         cut = Geometry(len(records), geometry.micro_batch_size, geometry.world_size) if short_last_step else geometry
-        plans += _cut_step(records[np.argsort(-lengths[records], kind="stable")], counts, cut, rank, filler)
+        records = records[np.argsort(-lengths[records], kind="stable")]
+        micro_batches = _spread(records, lengths, cut) if packed else _rows(records, cut)
+        plans += _of_rank(micro_batches, counts, cut, rank, filler)
     return plans
 
 
-def _cut_step(
-    records: np.ndarray, counts: dict[str, float], geometry: Geometry, rank: int, filler: int
+def _rows(records: np.ndarray, geometry: Geometry) -> list[list[int]]:
+    """Like length to like, micro-batch after micro-batch."""
+    size = geometry.micro_batch_size
+    return [records[start : start + size].tolist() for start in range(0, geometry.num_bins * size, size)]
+
+
+def _spread(records: np.ndarray, lengths: np.ndarray, geometry: Geometry) -> list[list[int]]:
+    """The longest first, each into the micro-batch with the fewest tokens that has room for a record."""
+    bins: list[list[int]] = [[] for _ in range(geometry.num_bins)]
+    open_bins = [(0, number) for number in range(len(bins))]
+    for record in records.tolist():
+        tokens, number = heapq.heappop(open_bins)
+        bins[number].append(record)
+        if len(bins[number]) < geometry.micro_batch_size:
+            heapq.heappush(open_bins, (tokens + int(lengths[record]), number))
+    return bins
+
+
+def _of_rank(
+    micro_batches: list[list[int]], counts: dict[str, float], geometry: Geometry, rank: int, filler: int
 ) -> list[MicroBatchPlan]:
-    shape = (geometry.accumulate, geometry.world_size, geometry.micro_batch_size)
-    indices = np.full(math.prod(shape), filler)
-    indices[: len(records)] = records
-    weights = np.zeros(math.prod(shape))
-    weights[: len(records)] = 1.0
-    mine = zip(indices.reshape(shape)[:, rank].tolist(), weights.reshape(shape)[:, rank].tolist(), strict=True)
-    plans = [MicroBatchPlan(tuple(places), tuple(marks), counts) for places, marks in mine]
+    """A rank's micro-batches of a step, those without a record filled up with one."""
+    plans = [
+        MicroBatchPlan(tuple(records or [filler]), (1.0,) * len(records) or (0.0,), counts)
+        for records in micro_batches[rank :: geometry.world_size]
+    ]
     return [replace(plans[0], step=tuple(plans)), *plans[1:]]
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from alignment.types import Layout
+
 _EMPTY = np.zeros(0, dtype=np.int64)  # a table may have no chunk at all
 
 
@@ -62,6 +64,13 @@ class TokenTable:
         """Tokens of all sequences of each record, prompts included."""
         pairs = self.rejected_lengths > 0
         return self.prompt_lengths * np.where(pairs, 2, 1) + self.completion_lengths + self.rejected_lengths
+
+    def row_tokens(self, layout: Layout) -> np.ndarray:
+        """Tokens that each record adds to the rows of a micro-batch, before any padding."""
+        if layout is Layout.PADDED:
+            return self.lengths
+        shared = self.prompt_lengths if layout is Layout.PREFIX_SHARED else 0
+        return self.real_tokens - np.where(self.rejected_lengths > 0, shared, 0)
 
     @property
     def completion_tokens(self) -> np.ndarray:

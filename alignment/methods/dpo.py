@@ -81,8 +81,8 @@ class DPO(PreferenceMethod):
 
     def terms(self, batch: PreferenceBatch) -> Terms:
         """Computes the loss of a micro-batch of pairs; equation 7 of the paper as the YAML stands."""
-        policy = self.policy(batch.tokens, collision=self.weighting == "wpo")
         reference = self.reference_logps(batch)
+        policy = self.policy(batch.tokens, collision=self.weighting == "wpo")
         policy_logps, reference_logps = (
             scored.mean_logps if self.length_normalised else scored.sum_logps for scored in (policy, reference)
         )

@@ -39,7 +39,7 @@ class IPO(PreferenceMethod):
 
     def terms(self, batch: PreferenceBatch) -> Terms:
         """Computes equation 17 on a micro-batch of pairs."""
-        policy, reference = self.policy(batch.tokens), self.reference_logps(batch)
+        reference, policy = self.reference_logps(batch), self.policy(batch.tokens)
         policy_logps, reference_logps = (
             scored.mean_logps if self.reduction == "mean" else scored.sum_logps for scored in (policy, reference)
         )

@@ -47,8 +47,10 @@ class SFT(OfflineMethod):
             scored = replace(policy, in_completion=None)
             term = Term(scored.sum_by_sequence(losses) / scored.num_tokens, "records", batch.weights)
         completion = torch.ones_like(token_weights) if policy.in_completion is None else policy.in_completion
+        assert policy.is_greedy is not None
         metrics: Weighted = {
             "logps/completion_mean_nats": (policy.token_logps, token_weights * completion),
+            "policy/token_accuracy": (policy.is_greedy.float(), token_weights * completion),
             "length/completion_tokens": (policy.num_tokens, batch.weights),
         }
         return Terms(loss={"nll": term}, metrics=metrics)

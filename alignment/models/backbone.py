@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from alignment.data.tokenizer import TokenizerOptions, load_tokenizer, with_own_pad_token
+from alignment.models.layout import LayoutChoice
 from alignment.models.score_model import NUM_LABELS, score_head, score_head_name
 from alignment.types import Head
 from alignment.utils.errors import ConfigError, UserError
@@ -32,6 +33,7 @@ class ModelSource(Protocol):
     gradient_checkpointing: bool
     compile: bool
     chunk_tokens: int
+    layout: LayoutChoice
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Loads the tokenizer."""
@@ -68,6 +70,7 @@ class PretrainedModel:
         gradient_checkpointing: Recompute activations in the backward pass, block by block.
         compile: Compile the decoder with ``torch.compile``.
         chunk_tokens: Scored tokens whose logits exist at a time, in fp32; a head of another type is copied whole.
+        layout: How sequences lie in rows; ``auto`` is the fastest that is exact for the architecture.
         tokenizer: What the tokenizer lacks.
     """
 
@@ -82,6 +85,7 @@ class PretrainedModel:
         gradient_checkpointing: bool,
         compile: bool,
         chunk_tokens: int,
+        layout: LayoutChoice,
         tokenizer: TokenizerOptions,
     ) -> None:
         self.path = str(Path(path).expanduser()) if is_local(path) else path
@@ -92,6 +96,7 @@ class PretrainedModel:
         self.gradient_checkpointing = gradient_checkpointing
         self.compile = compile
         self.chunk_tokens = chunk_tokens
+        self.layout: LayoutChoice = layout
         self.tokenizer_options = tokenizer
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -215,6 +220,7 @@ class RandomModel:
         gradient_checkpointing: Recompute activations in the backward pass, block by block.
         compile: Compile the decoder with ``torch.compile``.
         chunk_tokens: Scored tokens whose logits exist at a time, in fp32; a head of another type is copied whole.
+        layout: How sequences lie in rows; ``auto`` is the fastest that is exact for the architecture.
         build_tokenizer: Makes the tokenizer; its size becomes ``vocab_size``.
     """
 
@@ -229,6 +235,7 @@ class RandomModel:
         gradient_checkpointing: bool,
         compile: bool,
         chunk_tokens: int,
+        layout: LayoutChoice,
         build_tokenizer: Callable[[], PreTrainedTokenizerBase],
     ) -> None:
         self.architecture = architecture
@@ -240,6 +247,7 @@ class RandomModel:
         self.gradient_checkpointing = gradient_checkpointing
         self.compile = compile
         self.chunk_tokens = chunk_tokens
+        self.layout: LayoutChoice = layout
         self._tokenizer = build_tokenizer()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from alignment.data.encoding import tokenizer_hash
 from alignment.data.tokenizer import with_own_pad_token
 from alignment.models.adapters import adapter_for, apply_adapter
+from alignment.models.layout import check_layout, choose_layout
 from alignment.models.logprob_model import LOGPROB_PATH_VERSION, LogprobModel, check_head
 from alignment.models.references import Reference
 from alignment.models.score_model import SequenceScorer, StepScorer, check_score_head
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from alignment.data.datamodule import DataModule
     from alignment.models.backbone import ModelSource
 
+logger = logging.getLogger(__name__)
 
 TrainedModel = LogprobModel | SequenceScorer | StepScorer
 
@@ -42,6 +45,8 @@ class ModelBundle:
 
     Attributes:
         tokenizer: The trained model's.
+        layout: How the models' batches are laid out.
+        why_layout: In words.
         trained: Set by :meth:`build`.
         reference: Set by :meth:`build` when the roles ask for one.
         loaded_models: How many sets of weights are in memory.
@@ -65,6 +70,8 @@ class ModelBundle:
         self.trained: TrainedModel | None = None
         self.reference: Reference | None = None
         self.loaded_models = 0
+        self.layout, self.why_layout = choose_layout(source.layout, config=source.config(), attention=source.attention)
+        logger.info("layout %s: %s", self.layout, self.why_layout)
         self._build_reference = reference
         self._seed = seed
 
@@ -98,7 +105,7 @@ class ModelBundle:
     def load_start(self) -> LogprobModel:
         """Loads the starting weights once more, frozen: a reference, or what fresh samples are compared with."""
         self.loaded_models += 1
-        model = LogprobModel(self.source.load(), chunk_tokens=self.source.chunk_tokens)
+        model = LogprobModel(self.source.load(), chunk_tokens=self.source.chunk_tokens, layout=self.layout)
         return model.requires_grad_(False).eval()
 
     def reference_key(self, data: DataModule, *, precision: str) -> dict[str, Any]:
@@ -125,11 +132,14 @@ class ModelBundle:
         if self.adapter is not None:
             backbone = apply_adapter(model, adapter_for(self.adapter, model, self.head), seed=self._seed)
         if self.head is Head.LANGUAGE:
-            policy = LogprobModel(backbone, chunk_tokens=self.source.chunk_tokens)
+            policy = LogprobModel(backbone, chunk_tokens=self.source.chunk_tokens, layout=self.layout)
             check_head(policy)
+            check_layout(policy)
             return policy.train()
-        judge = SequenceScorer(backbone) if self.head is Head.SCORE else StepScorer(backbone)
-        check_score_head(judge.eval())
+        scorer = SequenceScorer if self.head is Head.SCORE else StepScorer
+        judge = scorer(backbone, layout=self.layout).eval()
+        check_score_head(judge)
+        check_layout(judge)
         return judge.train()
 
     def _check_reference(self, roles: Collection[Role]) -> None:

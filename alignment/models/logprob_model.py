@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignment.ops.logprobs import chunked_collision_logps, chunked_token_logps
-from alignment.types import TokenBatch, TokenLogps
+from alignment.models.attention import SEGMENTED
+from alignment.ops.logprobs import chunked_head
+from alignment.types import Layout, TokenBatch, TokenLogps
 from alignment.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,19 +22,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: Changes whenever the path's numbers may change: it is part of the reference cache's key.
-LOGPROB_PATH_VERSION = 2
+LOGPROB_PATH_VERSION = 3
 
 
 class BackboneModule(nn.Module):
     """A Hugging Face model, with or without an adapter, behind one forward of this project's own.
 
+    Args:
+        backbone: The Hugging Face model, or the PeftModel around it.
+        layout: How its batches are to be laid out; padded ones it takes too.
+
     Attributes:
         backbone: As given: for generation, adapters and export.
+        layout: As given.
     """
 
-    def __init__(self, backbone: PreTrainedModel | PeftModel) -> None:
+    def __init__(self, backbone: PreTrainedModel | PeftModel, *, layout: Layout = Layout.PADDED) -> None:
         super().__init__()
         self.backbone = backbone
+        self.layout = layout
+        if layout is not Layout.PADDED:
+            self.hf_model.set_attn_implementation(SEGMENTED)
 
     @property
     def hf_model(self) -> PreTrainedModel:
@@ -42,11 +51,17 @@ class BackboneModule(nn.Module):
 
     def last_hidden(self, batch: TokenBatch) -> Float[Tensor, "positions hidden"]:
         """Runs the trunk; rows and columns are flat, as ``predictor_index`` counts them."""
+        mask, options = batch.attention_mask, {}
+        if batch.segments is not None:
+            # A mask of four dimensions reaches the attention as it is, which has no use for it: else transformers
+            # would make one over the whole row.
+            mask, options = batch.input_ids.new_zeros(1, 1, 1, 1, dtype=torch.bool), {"segments": batch.segments}
         output = self.hf_model.base_model(
             input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
+            attention_mask=mask,
             position_ids=batch.position_ids,
             use_cache=False,
+            **options,
         )
         return output.last_hidden_state.flatten(0, 1)
 
@@ -57,10 +72,13 @@ class LogprobModel(BackboneModule):
     Args:
         backbone: The Hugging Face model, or the PeftModel around it.
         chunk_tokens: Scored tokens whose logits exist at a time, in fp32; a head of another type is copied whole.
+        layout: How its batches are to be laid out.
     """
 
-    def __init__(self, backbone: PreTrainedModel | PeftModel, *, chunk_tokens: int) -> None:
-        super().__init__(backbone)
+    def __init__(
+        self, backbone: PreTrainedModel | PeftModel, *, chunk_tokens: int, layout: Layout = Layout.PADDED
+    ) -> None:
+        super().__init__(backbone, layout=layout)
         self.chunk_tokens = chunk_tokens
 
     def forward(self, batch: TokenBatch, temperature: float = 1.0, collision: bool = False) -> TokenLogps:
@@ -69,27 +87,31 @@ class LogprobModel(BackboneModule):
         Args:
             batch: Sequences in rows.
             temperature: Divides the logits, as in sampling.
-            collision: Whether to give ``collision_logps`` too, at the price of a second projection.
+            collision: Whether to give ``collision_logps`` too.
 
         Returns:
             Log-probs in nats, fp32, flat over the scored tokens.
         """
         model = self.hf_model
-        hidden = self.last_hidden(batch)[batch.predictor_index]
         head = active_head(model)
-        options = {
-            "bias": head.bias,
-            "scale": _logit_scale(model),
-            "softcap": _text_config(model, "final_logit_softcapping"),
-            "temperature": temperature,
-            "chunk_tokens": self.chunk_tokens,
-        }
+        scored = chunked_head(
+            self.last_hidden(batch)[batch.predictor_index],
+            head.weight,
+            batch.targets,
+            bias=head.bias,
+            scale=_logit_scale(model),
+            softcap=_text_config(model, "final_logit_softcapping"),
+            temperature=temperature,
+            chunk_tokens=self.chunk_tokens,
+            collision=collision,
+        )
         return TokenLogps(
-            chunked_token_logps(hidden, head.weight, batch.targets, **options),
-            batch.sequence_index,
-            batch.num_sequences,
-            batch.in_completion,
-            chunked_collision_logps(hidden, head.weight, **options) if collision else None,
+            token_logps=scored.logps,
+            sequence_index=batch.sequence_index,
+            num_sequences=batch.num_sequences,
+            in_completion=batch.in_completion,
+            is_greedy=scored.is_greedy,
+            collision_logps=scored.collision_logps,
         )
 
 
@@ -152,6 +174,7 @@ def check_head(model: LogprobModel) -> None:
         attention_mask=None,
         position_ids=None,
         predictor_index=torch.arange(width - 1, device=device),
+        target_index=torch.arange(1, width, device=device),
         targets=ids[0, 1:],
         sequence_index=torch.zeros(width - 1, dtype=torch.long, device=device),
         num_sequences=1,

@@ -38,7 +38,7 @@ class StepScorer(BackboneModule):
 
     def forward(self, batch: TokenBatch) -> Float[Tensor, "tokens 2"]:
         """Returns the two logits of each scored token, fp32."""
-        hidden = self.last_hidden(batch)[batch.predictor_index + 1]
+        hidden = self.last_hidden(batch)[batch.target_index]
         return _project(hidden, score_head(self.hf_model))
 
 
@@ -48,12 +48,12 @@ def last_token_index(batch: TokenBatch) -> Int[Tensor, "sequences"]:
     >>> from alignment.types import TokenBatch
     >>> ids = torch.arange(8).view(2, 4)
     >>> places = torch.tensor([1, 2, 4])  # two scored tokens in the first row, one in the second
-    >>> batch = TokenBatch(ids, None, None, places, ids.flatten()[places + 1], torch.tensor([0, 0, 1]), 2, 7)
+    >>> batch = TokenBatch(ids, None, None, places, places + 1, places, torch.tensor([0, 0, 1]), 2, 7)
     >>> last_token_index(batch)
     tensor([3, 5])
     """
     lengths = torch.bincount(batch.sequence_index, minlength=batch.num_sequences)
-    return batch.predictor_index[lengths.cumsum(0) - 1] + 1
+    return batch.target_index[lengths.cumsum(0) - 1]
 
 
 def score_head(model: PreTrainedModel) -> nn.Linear:
@@ -110,7 +110,7 @@ def check_score_head(model: SequenceScorer | StepScorer) -> None:
         ids[ids == pad] = (pad + 1) % inner.config.get_text_config().vocab_size
     width = ids.shape[1]
     index = torch.arange(width - 1, device=device)
-    batch = TokenBatch(ids, None, None, index, ids[0, 1:], torch.zeros_like(index), 1, width)
+    batch = TokenBatch(ids, None, None, index, index + 1, ids[0, 1:], torch.zeros_like(index), 1, width)
     expected = inner(input_ids=ids, use_cache=False).logits.float()
     got = model(batch)
     wanted = expected[0] if isinstance(model, SequenceScorer) else expected[0, 1:]

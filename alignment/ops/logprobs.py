@@ -2,22 +2,39 @@
 
 Legend: T scored tokens, H hidden size, V vocabulary, C tokens a chunk.
 
-The plain computation holds T x V logits, their softmax and their gradient. Here a chunk of C rows
-is projected, reduced to its log-sum-exp and thrown away; the backward pass projects it again. Logits,
-softmax and the sums over them are in fp32 (fp64 for fp64 inputs) whatever the weights' type.
+The plain computation holds T x V logits, their softmax and their gradient. Here a chunk of C rows is projected and
+reduced to its log-sum-exp in place, and the backward pass projects it again: all but the last one, whose softmax
+waits for the backward pass, which begins with it. At most one chunk exists at a time, and where there is but one
+nothing is computed twice. Logits, softmax and the sums over them are in fp32 (fp64 for fp64 inputs) whatever the
+weights' type.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def chunked_token_logps(
+class HeadOutput(NamedTuple):
+    """What one pass over the logits gives for each scored token.
+
+    Attributes:
+        logps: log softmax(logits / temperature)[target] in nats, fp32 (fp64 for fp64 inputs).
+        is_greedy: Whether no other token is likelier than the target.
+        collision_logps: log sum_v p(v)^2 in nats, without gradient: the log-probability that two draws give the same
+            token. There when it was asked for.
+    """
+
+    logps: Float[Tensor, "T"]
+    is_greedy: Bool[Tensor, "T"]
+    collision_logps: Float[Tensor, "T"] | None
+
+
+def chunked_head(
     hidden: Float[Tensor, "T H"],
     weight: Float[Tensor, "V H"],
     targets: Int[Tensor, "T"],
@@ -27,8 +44,9 @@ def chunked_token_logps(
     softcap: float | None = None,
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
-) -> Float[Tensor, "T"]:
-    """Returns log softmax(logits / temperature)[target] for each row of ``hidden``.
+    collision: bool = False,
+) -> HeadOutput:
+    """Projects hidden states onto the vocabulary, a chunk at a time, and keeps what is asked of each token.
 
     logits = softcap * tanh(s / softcap) with s = scale * (hidden @ weight.T + bias), and without a
     soft cap just s.
@@ -41,51 +59,21 @@ def chunked_token_logps(
         scale: Multiplies the projection.
         softcap: Gemma 2's bound on the logits' size, in nats.
         temperature: What the sampler divided the logits by.
-        chunk_tokens: Rows that are projected at a time: the peak is about 2 * C * V * 4 bytes. A head that is not in
+        chunk_tokens: Rows that are projected at a time: the peak is about C * V * 4 bytes. A head that is not in
             fp32 is copied to it, another V * H * 4 bytes, and its gradient is summed in as many.
-
-    Returns:
-        Log-probs in nats, in fp32 (fp64 for fp64 inputs).
+        collision: Whether to give ``collision_logps``.
 
     Example:
         >>> hidden, weight = torch.zeros(2, 4), torch.zeros(8, 4)
-        >>> chunked_token_logps(hidden, weight, torch.tensor([0, 7])).exp()
+        >>> chunked_head(hidden, weight, torch.tensor([0, 7])).logps.exp()
         tensor([0.1250, 0.1250])
     """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     head = _Head(scale=scale, softcap=softcap, temperature=temperature)
-    return _ChunkedTokenLogps.apply(hidden, weight, bias, targets, head, chunk_tokens)  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def chunked_collision_logps(
-    hidden: Float[Tensor, "T H"],
-    weight: Float[Tensor, "V H"],
-    *,
-    bias: Float[Tensor, "V"] | None = None,
-    scale: float = 1.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    chunk_tokens: int = 1024,
-) -> Float[Tensor, "T"]:
-    """Returns log sum_v p(v)^2 for each row of ``hidden``, in nats, without gradient.
-
-    It is the log-probability that two draws give the same token. Arguments are as in :func:`chunked_token_logps`.
-
-    Example:
-        >>> chunked_collision_logps(torch.zeros(1, 4), torch.zeros(8, 4)).exp()
-        tensor([0.1250])
-    """
-    head = _Head(scale=scale, softcap=softcap, temperature=temperature)
-    values: list[Tensor] = []
-    with torch.autocast(hidden.device.type, enabled=False):
-        weight_a, bias_a = _accurate(weight), None if bias is None else _accurate(bias)
-        for start in range(0, max(len(hidden), 1), chunk_tokens):
-            logits, _ = head.logits(_accurate(hidden[start : start + chunk_tokens]), weight_a, bias_a)
-            normaliser = logits.logsumexp(-1)
-            values.append(logits.mul_(2).logsumexp(-1) - 2 * normaliser)
-    return torch.cat(values)
+    return HeadOutput(
+        *_ChunkedHead.apply(hidden, weight, bias, targets, head, chunk_tokens, collision)  # type: ignore[misc]
+    )
 
 
 def plain_token_logps(
@@ -108,20 +96,24 @@ class _Head:
     softcap: float | None
     temperature: float
 
-    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | float]:
-        """Returns a chunk's final logits and their derivative with respect to the bare projection."""
-        projected = hidden @ weight.T
-        if bias is not None:
-            projected += bias
-        projected *= self.scale
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Returns a chunk's final logits."""
+        # Multiplied before the projection: H numbers a row instead of V.
+        factor = self.scale / (self.temperature if self.softcap is None else self.softcap)
+        rows = hidden if factor == 1.0 else hidden * factor
+        projected = rows @ weight.T if bias is None else torch.addmm(bias * factor, rows, weight.T)
+        return projected if self.softcap is None else projected.tanh_().mul_(self.softcap / self.temperature)
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """Returns the derivative of final logits with respect to the bare projection."""
+        slope = self.scale / self.temperature
         if self.softcap is None:
-            return projected.div_(self.temperature), self.scale / self.temperature
-        bounded = torch.tanh(projected / self.softcap)
-        slope = (1 - bounded.square()).mul_(self.scale / self.temperature)
-        return bounded.mul_(self.softcap / self.temperature), slope
+            return slope
+        bounded = logits * (self.temperature / self.softcap)
+        return bounded.square_().neg_().add_(1).mul_(slope)
 
 
-class _ChunkedTokenLogps(torch.autograd.Function):
+class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
@@ -131,24 +123,41 @@ class _ChunkedTokenLogps(torch.autograd.Function):
         targets: Tensor,
         head: _Head,
         chunk_tokens: int,
-    ) -> Tensor:
+        collision: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         with torch.autocast(hidden.device.type, enabled=False):
             weight_a = _accurate(weight)
             bias_a = None if bias is None else _accurate(bias)
-            logps: list[Tensor] = []
-            normalisers: list[Tensor] = []
-            for start in range(0, max(len(hidden), 1), chunk_tokens):
+            num_tokens = len(hidden)
+            logps, normalisers, collisions = (weight_a.new_empty(num_tokens) for _ in range(3))
+            is_greedy = torch.empty(num_tokens, dtype=torch.bool, device=hidden.device)
+            powers = total = None
+            for start in range(0, num_tokens, chunk_tokens):
+                powers = None  # makes room for the next chunk
                 chunk = slice(start, start + chunk_tokens)
-                logits, _ = head.logits(_accurate(hidden[chunk]), weight_a, bias_a)
-                normaliser = logits.logsumexp(-1)
-                logps.append(logits.gather(-1, targets[chunk, None])[:, 0] - normaliser)
-                normalisers.append(normaliser)
-        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers))
+                logits = head.logits(_accurate(hidden[chunk]), weight_a, bias_a)
+                places = targets[chunk, None]
+                largest, at_target = logits.amax(-1, keepdim=True), logits.gather(-1, places)
+                powers = logits.sub_(largest).exp_()
+                del logits
+                total = powers.sum(-1, keepdim=True)
+                normaliser = largest + total.log()
+                logps[chunk] = (at_target - normaliser)[:, 0]
+                is_greedy[chunk] = (at_target >= largest)[:, 0]
+                normalisers[chunk] = normaliser[:, 0]
+                if collision:
+                    collisions[chunk] = powers.square().sum(-1).log() - 2 * total[:, 0].log()
+            # The last chunk waits as (softmax - onehot(target)) * total. With a soft cap it would take the logits too.
+            ctx.kept = None
+            if powers is not None and total is not None and head.softcap is None and any(ctx.needs_input_grad):
+                ctx.kept = powers.scatter_add_(-1, targets[-len(powers) :, None], -total), total
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
         ctx.head, ctx.chunk_tokens = head, chunk_tokens
-        return torch.cat(logps)
+        ctx.mark_non_differentiable(is_greedy, collisions)
+        return logps, is_greedy, collisions if collision else None
 
     @staticmethod
-    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_logps: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         weight_a = _accurate(weight)
@@ -156,25 +165,38 @@ class _ChunkedTokenLogps(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight_a) if wants_weight else None
         grad_bias = torch.zeros_like(weight_a[:, 0]) if wants_bias else None
+        kept: tuple[Tensor, Tensor] | None = ctx.kept
+        if len(hidden) > ctx.chunk_tokens:
+            ctx.kept = None  # makes room for the other chunks; another backward pass projects this one again too
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(hidden), ctx.chunk_tokens):
+            for start in reversed(range(0, len(hidden), ctx.chunk_tokens)):
                 chunk = slice(start, start + ctx.chunk_tokens)
-                rows, grad = _accurate(hidden[chunk]), grad_logps[chunk, None]
-                logits, slope = ctx.head.logits(rows, weight_a, bias_a)
-                # d logp / d logits = onehot(target) - softmax
-                grad_logits = logits.sub_(normalisers[chunk, None]).exp_().mul_(-grad)
-                grad_logits.scatter_add_(-1, targets[chunk, None], grad)
-                grad_logits *= slope
+                rows, grad = _accurate(hidden[chunk]), -grad_logps[chunk, None]
+                if kept is not None:
+                    delta, total = kept
+                    grad = grad * (ctx.head.slope(delta) / total)
+                else:
+                    logits = ctx.head.logits(rows, weight_a, bias_a)
+                    slope = ctx.head.slope(logits)
+                    delta = logits.sub_(normalisers[chunk, None]).exp_()
+                    delta.scatter_add_(-1, targets[chunk, None], delta.new_full((len(delta), 1), -1.0))
+                    if isinstance(slope, Tensor):
+                        delta *= slope
+                    else:
+                        grad = grad * slope
+                # delta * grad is the gradient of the projection
                 if grad_hidden is not None:
-                    grad_hidden[chunk] = (grad_logits @ weight_a).to(hidden.dtype)
+                    grad_hidden[chunk] = ((delta @ weight_a) * grad).to(hidden.dtype)
                 if grad_weight is not None:
-                    grad_weight.addmm_(grad_logits.T, rows)
+                    grad_weight.addmm_(delta.T, rows * grad)
                 if grad_bias is not None:
-                    grad_bias += grad_logits.sum(0)
+                    grad_bias += (delta.T @ grad)[:, 0]
+                kept = delta = logits = None
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+            None,
             None,
             None,
             None,

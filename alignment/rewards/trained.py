@@ -112,6 +112,7 @@ class TrainedJudge:
             gradient_checkpointing=False,
             compile=False,
             chunk_tokens=1,
+            layout="padded",
             tokenizer=options.tokenizer,
         )
 

@@ -275,6 +275,16 @@ class TestRules:
         )
         check(*base, "adapter=lora", "hardware=single_gpu", "export=separate")
 
+    def test_a_fused_update_and_clipping_under_mixed_precision(self) -> None:
+        fused, mixed = "optim.fused=true", "hardware.precision=bf16-mixed"
+        assert message(fused, mixed) == (
+            "optim.fused: got True, expected null with hardware.precision=bf16-mixed and trainer.gradient_clip_val "
+            "above 0. Set optim.fused=null, or hardware.precision=32-true"
+        )
+        check(fused)
+        check(mixed)
+        check(fused, mixed, "trainer.gradient_clip_val=null")
+
     def test_the_worlds_true_reward_is_for_the_world(self) -> None:
         data = ("data=jsonl", "data.train.path=my.jsonl")
         assert message(*data, "reward=gold").startswith("reward: got 'gold', expected another reward, or none")

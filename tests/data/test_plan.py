@@ -35,12 +35,14 @@ def steps(ranks: list[list[MicroBatchPlan]], geometry: Geometry) -> list[list[Mi
     return [[plan for rank in ranks for plan in rank[step * every : (step + 1) * every]] for step in range(number)]
 
 
-@given(num_records=st.integers(1, 40), batch=SIZES, micro=SIZES, world=SIZES)
-def test_every_cut(num_records: int, batch: int, micro: int, world: int) -> None:
+@given(num_records=st.integers(1, 40), batch=SIZES, micro=SIZES, world=SIZES, packed=st.booleans())
+def test_every_cut(num_records: int, batch: int, micro: int, world: int, packed: bool) -> None:
     geometry = Geometry(batch, micro, world)
-    ranks = plans(num_records, geometry)
+    ranks = plans(num_records, geometry, packed=packed)
     assert {len(rank) for rank in ranks} == {geometry.num_micro_batches(num_records)}
-    assert all(len(plan.indices) == len(plan.weights) == micro for rank in ranks for plan in rank)
+    for plan in (plan for rank in ranks for plan in rank):
+        assert plan.weights == (0.0,) or plan.weights == (1.0,) * len(plan.indices)
+        assert 1 <= len(plan.indices) <= micro
     reference = [set(plan.indices) for plan in plans(num_records, Geometry(batch, batch, 1))[0]]
     tokens = np.random.default_rng(0).integers(1, 50, (2, num_records))[1]
     seen: list[int] = []
@@ -79,17 +81,33 @@ def test_gradient_of_the_mean_does_not_depend_on_the_cut() -> None:
         np.testing.assert_allclose(other, means[0], atol=1e-12)
 
 
-def test_fillers_are_the_shortest_record() -> None:
+def test_a_micro_batch_without_a_record_gets_the_shortest() -> None:
     lengths = np.array([5, 9, 1, 7])
-    (rank,) = plans(4, Geometry(4, 3, 1), lengths=lengths, counted={})
-    fillers = [i for plan in rank for i, weight in zip(plan.indices, plan.weights, strict=True) if weight == 0]
-    assert fillers == [2, 2]
+    (first, second, third) = plans(4, Geometry(4, 2, 3), lengths=lengths, counted={})
+    assert [(plan.indices, plan.weights) for (plan,) in (first, second, third)] == [
+        ((1, 3), (1.0, 1.0)),
+        ((0, 2), (1.0, 1.0)),
+        ((2,), (0.0,)),
+    ]
 
 
 def test_like_lengths_go_together() -> None:
     lengths = np.array([50, 1, 49, 2, 48, 3])
     (rank,) = plans(6, Geometry(6, 3, 1), lengths=lengths, counted={})
     assert [sorted(lengths[list(plan.indices)]) for plan in rank] == [[48, 49, 50], [1, 2, 3]]
+
+
+def test_packed_rows_are_of_like_size() -> None:
+    """Without padding no rank waits for another: at most 5 % between the fullest row of a step and the mean."""
+    lengths = np.random.default_rng(5).lognormal(5.3, 0.6, 640).astype(int)
+    geometry = Geometry(64, 8, 2)
+    for step in steps(plans(640, geometry, lengths=lengths, packed=True), geometry):
+        tokens = np.array([lengths[list(plan.indices)].sum() for plan in step])
+        assert tokens.max() / tokens.mean() < 1.05
+        assert [len(plan.indices) for plan in step] == [8] * 8
+    in_order = steps(plans(640, geometry, lengths=lengths), geometry)[0]
+    tokens = np.array([lengths[list(plan.indices)].sum() for plan in in_order])
+    assert tokens.max() / tokens.mean() > 1.5, "like to like is not balanced, or the test could not fail"
 
 
 def test_order() -> None:

@@ -30,6 +30,8 @@ OPTIONS = {
     "compile": ("model.compile=true",),
     "workers": ("data.num_workers=1",),
     "pieces": ("data.micro_batch_size=1",),
+    "padded rows": ("model.layout=padded",),
+    "packed rows": ("model.layout=packed",),
 }
 
 

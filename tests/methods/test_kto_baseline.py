@@ -89,7 +89,8 @@ def test_z0_is_the_clamped_mean_over_the_step(tmp_path, monkeypatch, sign):
         monkeypatch.setattr(Watched, "differences", lambda self, tokens: -plain(self, tokens))
         score = KTO._score
         monkeypatch.setattr(KTO, "_score", lambda self, batch: swap(self, batch, score))
-    rows = metrics(train(job(tmp_path, *UNEVEN), tmp_path / "run"))
+    # Rows of their own: the definition is computed by the Hugging Face model's own forward.
+    rows = metrics(train(job(tmp_path, *UNEVEN, "model.layout=padded"), tmp_path / "run"))
     assert [counted for _, counted, _ in seen] == [counts for _, _, counts in seen] == [8.0] * 11 + [2.0]
     expected = [max(0.0, raw) for raw, _, _ in seen]
     for step, value in enumerate(expected, start=1):
@@ -131,7 +132,9 @@ def test_each_z0_has_a_reference_cache_of_its_own(tmp_path, z0):
     cached = metrics(tmp_path / z0)
     for step, row in rows.items():
         for name in ("train/loss/total", *Z0):
-            assert cached[step].get(name) == pytest.approx(row.get(name), abs=1e-6), (step, name)
+            assert (name in cached[step]) == (name in row)
+            if name in row:
+                assert cached[step][name] == pytest.approx(row[name], rel=1e-5, abs=1e-6), (step, name)
     assert len(list((tmp_path / "cache" / "reference").glob("*/COMPLETE"))) == 2
 
 
@@ -182,10 +185,10 @@ def test_unbalanced_thumbs_are_learnt_from_and_said_once(tmp_path, caplog):
     (said,) = [record.getMessage() for record in caplog.records if "thumbs up" in record.getMessage()]
     up, down = (int(word) for word in (said.split()[0], said.split()[4]))
     assert up + down == 36
-    assert f"desirable_weight between {down / up:.3g} and {down / up * 4 / 3:.3g}" in said
-    assert f"undesirable_weight between {up / down * 3 / 4:.3g} and {up / down:.3g}" in said
+    assert f"desirable_weight between {down / up:.3g} and {down / up * 3 / 2:.3g}" in said
+    assert f"undesirable_weight between {up / down * 2 / 3:.3g} and {up / down:.3g}" in said
     caplog.clear()
-    advice = f"method.undesirable_weight={up / down * 3 / 4:.3g}"
+    advice = f"method.undesirable_weight={up / down * 2 / 3:.3g}"
     weighted = metrics(train(job(tmp_path, *overrides, advice, small=False), tmp_path / "weighted"))
     assert weighted[1]["train/loss/total"] > 0.5
     assert not [record for record in caplog.records if "thumbs up" in record.getMessage()]

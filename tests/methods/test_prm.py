@@ -78,7 +78,7 @@ def test_first_error_is_found():
 
     ids = torch.zeros(1, 8, dtype=torch.long)
     owner = torch.tensor([0, 0, 0, 1, 1, 2])
-    batch = TokenBatch(ids, None, None, owner, owner, owner, 3, 8)
+    batch = TokenBatch(ids, None, None, owner, owner, owner, owner, 3, 8)
     flags = torch.tensor([True, False, False, True, True, False])
     assert first_false(flags, batch).tolist() == [1, 6, 5]
 

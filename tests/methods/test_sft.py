@@ -51,7 +51,13 @@ def test_prompts_are_in_the_loss_and_in_nothing_that_is_logged_of_completions(tm
     one_step = ("method=sft", "trainer.max_steps=1", "trainer.limit_val_batches=0", "export=null")
     without = metrics(train(job(tmp_path, *one_step), tmp_path / "without"))[1]
     with_prompt = metrics(train(job(tmp_path, *one_step, PROMPT[0]), tmp_path / "with"))[1]
-    for name in ("train/logps/completion_mean_nats", "train/length/completion_tokens", "train/budget/tokens_trained"):
+    for group in (
+        "logps/completion_mean_nats",
+        "policy/token_accuracy",
+        "length/completion_tokens",
+        "budget/tokens_trained",
+    ):
+        name = f"train/{group}"
         assert with_prompt[name] == pytest.approx(without[name]), name
     assert without["train/loss/nll"] == pytest.approx(-without["train/logps/completion_mean_nats"])
     assert with_prompt["train/loss/nll"] != pytest.approx(without["train/loss/nll"], rel=1e-6)

@@ -30,6 +30,7 @@ def pretrained(path, **fields) -> PretrainedModel:
         "gradient_checkpointing": False,
         "compile": False,
         "chunk_tokens": 16,
+        "layout": "auto",
         "tokenizer": OWN,
     }
     return PretrainedModel(**(options | fields))

@@ -48,6 +48,7 @@ def source(**fields) -> RandomModel:
         "gradient_checkpointing": False,
         "compile": False,
         "chunk_tokens": 16,
+        "layout": "auto",
         "build_tokenizer": tokenizer,
     }
     return RandomModel(**(options | fields))

@@ -63,6 +63,7 @@ def test_left_padding_agrees_with_right_padding(family):
         attention_mask=mask,
         position_ids=source,
         predictor_index=right.predictor_index + shift[row_of_token],
+        target_index=right.target_index + shift[row_of_token],
     )
     torch.testing.assert_close(model(left).token_logps, model(right).token_logps, rtol=1e-5, atol=1e-5)
     assert rows == len(LENGTHS)

@@ -67,6 +67,7 @@ def left_padded(batch):
         attention_mask=mask,
         position_ids=source,
         predictor_index=batch.predictor_index + shift[batch.predictor_index // width],
+        target_index=batch.target_index + shift[batch.predictor_index // width],
     )
 
 
@@ -165,6 +166,7 @@ def folder_source(path) -> PretrainedModel:
         gradient_checkpointing=False,
         compile=False,
         chunk_tokens=16,
+        layout="auto",
         tokenizer=TokenizerOptions(None, None, None, None),
     )
 

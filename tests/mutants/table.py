@@ -296,20 +296,51 @@ _OPS = (
     ),
     *_bugs(
         "ops/logprobs.py",
-        ("the gradient's sign is flipped", "exp_().mul_(-grad)", "exp_().mul_(grad)", _LOGPS),
-        ("the target gets no gradient", "grad_logits.scatter_add_(-1, targets[chunk, None], grad)", "pass", _LOGPS),
-        ("the soft cap has no slope", "grad_logits *= slope", "pass", _LOGPS),
-        ("the slope forgets the temperature", ".mul_(self.scale / self.temperature)", ".mul_(self.scale)", _LOGPS),
-        ("the bias is ignored (T12)", "projected += bias", "pass", _LOGPS),
-        ("the scale is ignored (T12)", "projected *= self.scale", "pass", _LOGPS),
-        ("the temperature is ignored (T16)", "projected.div_(self.temperature)", "projected", _LOGPS),
-        ("the bias gets no gradient", "grad_bias += grad_logits.sum(0)", "pass", _LOGPS),
+        ("the gradient's sign is flipped", "-grad_logps[chunk, None]", "grad_logps[chunk, None]", _LOGPS),
         (
-            "only the last chunk counts (T12)",
-            "grad_weight.addmm_(grad_logits.T, rows)",
-            "grad_weight.copy_(grad_logits.T @ rows)",
+            "the target gets no gradient",
+            "delta.scatter_add_(-1, targets[chunk, None], delta.new_full((len(delta), 1), -1.0))",
+            "pass",
             _LOGPS,
         ),
+        (
+            "the target of the last chunk gets no gradient",
+            "powers.scatter_add_(-1, targets[-len(powers) :, None], -total), total",
+            "powers, total",
+            _LOGPS,
+        ),
+        (
+            "what was kept is not normalised",
+            "grad * (ctx.head.slope(delta) / total)",
+            "grad * ctx.head.slope(delta)",
+            _LOGPS,
+        ),
+        ("the soft cap has no slope", "delta *= slope", "pass", _LOGPS),
+        ("the scale has no slope (T12)", "grad = grad * slope", "pass", _LOGPS),
+        ("the slope forgets the temperature", "slope = self.scale / self.temperature", "slope = self.scale", _LOGPS),
+        (
+            "the bias is ignored (T12)",
+            "rows @ weight.T if bias is None else torch.addmm(bias * factor, rows, weight.T)",
+            "rows @ weight.T",
+            _LOGPS,
+        ),
+        ("the bias is not scaled (T12)", "torch.addmm(bias * factor", "torch.addmm(bias", _LOGPS),
+        ("the scale is ignored (T12)", "factor = self.scale / (", "factor = 1 / (", _LOGPS),
+        (
+            "the temperature is ignored (T16)",
+            "(self.temperature if self.softcap is None else self.softcap)",
+            "(1.0 if self.softcap is None else self.softcap)",
+            _LOGPS,
+        ),
+        ("the bias gets no gradient", "grad_bias += (delta.T @ grad)[:, 0]", "pass", _LOGPS),
+        (
+            "only one chunk counts (T12)",
+            "grad_weight.addmm_(delta.T, rows * grad)",
+            "grad_weight.copy_(delta.T @ (rows * grad))",
+            _LOGPS,
+        ),
+        ("the chunk before stays", "powers = None  # makes room for the next chunk", "pass", _LOGPS),
+        ("every token is greedy", "(at_target >= largest)[:, 0]", "(at_target <= largest)[:, 0]", _LOGPS),
         (
             "sums in the weights' type",
             "return tensor if tensor.dtype == torch.float64 else tensor.float()",
@@ -324,9 +355,66 @@ _PATH, _BUNDLE, _ADAPTERS = (
     "tests/models/test_bundle.py",
     "tests/models/test_adapters.py",
 )
+_LAYOUTS, _PLAN = "tests/models/test_layouts.py", "tests/data/test_plan.py"
 _DPO, _RUNS = "tests/methods/test_dpo.py", "tests/methods/test_dpo_runs.py"
 _REFRESH = "tests/methods/test_reference_refresh.py"
 _MODELS = (
+    *_bugs(
+        "models/attention.py",
+        (
+            "a completion does not see its prompt (T9)",
+            "torch.cat([k, branch_k], 2)",
+            "torch.cat([0 * k, branch_k], 2)",
+            _LAYOUTS,
+        ),
+        (
+            "a completion sees what follows (T9)",
+            "hidden = mask.triu(offset + 1)",
+            "hidden = mask.triu(offset + 2)",
+            _LAYOUTS,
+        ),
+        ("a window one too wide", "mask.tril(offset - window)", "mask.tril(offset - window - 1)", _LAYOUTS),
+        ("no window in a trunk", "(window is None or columns <= window)", "True", _LAYOUTS),
+        (
+            "side by side, completions stand in for one another (T9)",
+            "index_select(0, segments.home)",
+            "index_select(0, segments.home.flip(0))",
+            _LAYOUTS,
+        ),
+        ("padded rows get another attention", "if segments is None:", "if False:", _LAYOUTS),
+    ),
+    *_bugs(
+        "models/layout.py",
+        ("auto trusts everything", "if text.model_type not in tested:", "if False:", _LAYOUTS),
+        ("a state goes over the border", 'getattr(model, "_is_stateful", False)', "False", _LAYOUTS),
+        ("a leak is let through", "if not error <= tolerance:", "if False:", _LAYOUTS),
+    ),
+    *_bugs(
+        "data/collate.py",
+        (
+            "positions go on over the border (T9)",
+            "np.broadcast_to(column, ids.shape)[is_real]",
+            "places[is_real]",
+            _LAYOUTS,
+        ),
+        (
+            "the token before in the row predicts (T9)",
+            "places[:, :-1][scored[:, 1:]]",
+            "places[scored] - 1",
+            _LAYOUTS,
+        ),
+        ("nothing is shared", "if not share:", "if True:", _LAYOUTS),
+    ),
+    *_bugs(
+        "data/plan.py",
+        ("packed rows are not balanced", "tokens + int(lengths[record])", "tokens + 1", _PLAN),
+        (
+            "ranks take one another's records",
+            "micro_batches[rank :: geometry.world_size]",
+            "micro_batches[:: geometry.world_size]",
+            _PLAN,
+        ),
+    ),
     *_bugs(
         "models/backbone.py",
         ("dropout stays on (T14)", "setattr(part, name, 0.0)", "pass", f"{_PATH} {_BUNDLE}"),
@@ -413,15 +501,15 @@ _MODELS = (
     ),
     *_bugs(
         "models/logprob_model.py",
-        ("the head's scale is ignored (T12)", '"scale": _logit_scale(model),', '"scale": 1.0,', _PATH),
+        ("the head's scale is ignored (T12)", "scale=_logit_scale(model),", "scale=1.0,", _PATH),
         (
             "the soft cap is ignored (T12)",
-            '"softcap": _text_config(model, "final_logit_softcapping"),',
-            '"softcap": None,',
+            'softcap=_text_config(model, "final_logit_softcapping"),',
+            "softcap=None,",
             _PATH,
         ),
-        ("the head's bias is ignored (T12)", '"bias": head.bias,', '"bias": None,', _PATH),
-        ("the temperature is ignored (T16)", '"temperature": temperature,', '"temperature": 1.0,', _PATH),
+        ("the head's bias is ignored (T12)", "bias=head.bias,", "bias=None,", _PATH),
+        ("the temperature is ignored (T16)", "temperature=temperature,", "temperature=1.0,", _PATH),
         (
             "the base model's head under an adapter (T32)",
             "head.modules_to_save[head.active_adapters[0]] if adapted else head.original_module",
@@ -541,10 +629,13 @@ _PIPELINE = (
             "",
             f"{_FRESH}::test_a_resumed_run_is_measured_like_one_that_was_never_stopped",
         ),
+    ),
+    *_bugs(
+        "pipeline/folder.py",
         (
             "a resume forgets how the run began",
-            "values = resumed_values(run_dir, values)",
-            "pass",
+            "resumed_values(run_dir, values) if goes_on else values",
+            "values",
             f"{_CHECKPOINT}::test_a_resumed_run_remembers_how_it_began",
         ),
     ),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+from contextlib import contextmanager
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from alignment.ops.logprobs import chunked_token_logps, plain_token_logps
+from alignment.ops.logprobs import _Head, chunked_head, plain_token_logps
 
 OPTIONS = [
     pytest.param(scale, softcap, temperature, with_bias, id=f"scale{scale}-cap{softcap}-T{temperature}-bias{with_bias}")
@@ -16,6 +20,10 @@ OPTIONS = [
 ]
 
 
+def chunked_token_logps(*args, **options):
+    return chunked_head(*args, **options).logps
+
+
 def _inputs(dtype: torch.dtype, *, with_bias: bool):
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(13, 6, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
@@ -23,6 +31,40 @@ def _inputs(dtype: torch.dtype, *, with_bias: bool):
     bias = torch.randn(17, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() if with_bias else None
     targets = torch.randint(0, 17, (13,), generator=generator)
     return hidden, weight, bias, targets
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of storages that operations made and that are still there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()).data_ptr() not in self._known:
+                self._count(storage)
+        return result
+
+    def _count(self, storage) -> None:
+        place, size = storage.data_ptr(), storage.nbytes()
+        self._known.add(place)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+        def gone() -> None:
+            self.now -= size
+            self._known.discard(place)
+
+        weakref.finalize(storage, gone)
+
+
+@contextmanager
+def largest_live_bytes():
+    with _Live() as live:
+        yield live
 
 
 def _plain(hidden, weight, bias, targets, *, scale, softcap, temperature):
@@ -112,3 +154,49 @@ def test_a_chunk_must_hold_a_token():
     hidden, weight, _, targets = _inputs(torch.float64, with_bias=False)
     with pytest.raises(ValueError, match="chunk_tokens must be at least 1, got 0"):
         chunked_token_logps(hidden, weight, targets, chunk_tokens=0)
+
+
+def test_every_chunk_but_the_last_is_projected_again_and_the_backward_pass_can_be_repeated(monkeypatch):
+    hidden, weight, _, targets = _inputs(torch.float64, with_bias=False)
+    rows: list[int] = []
+    project = _Head.logits
+    monkeypatch.setattr(
+        _Head, "logits", lambda head, chunk, *rest: rows.append(len(chunk)) or project(head, chunk, *rest)
+    )
+    logps = chunked_token_logps(hidden, weight, targets, chunk_tokens=5)
+    assert rows == [5, 5, 3]
+    first = torch.autograd.grad(logps.sum(), (hidden, weight), retain_graph=True)
+    assert rows == [5, 5, 3, 5, 5]
+    second = torch.autograd.grad(logps.sum(), (hidden, weight))
+    assert rows == [5, 5, 3, 5, 5, 3, 5, 5]
+    for left, right in zip(first, second, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [16, 64])
+def test_no_more_than_a_chunk_of_logits_exists(chunk):
+    """Peak memory of the head's passes at most 1.25 chunks above its inputs and gradients."""
+    tokens, size, vocabulary = 64, 8, 4096
+    hidden = torch.randn(tokens, size, requires_grad=True)
+    weight = torch.randn(vocabulary, size, requires_grad=True)
+    targets = torch.randint(0, vocabulary, (tokens,))
+    with largest_live_bytes() as live:
+        chunked_token_logps(hidden, weight, targets, chunk_tokens=chunk).sum().backward()
+    floor = chunk * vocabulary * 4
+    weight_gradient = vocabulary * size * 4
+    assert floor <= live.peak <= 1.25 * floor + 2 * weight_gradient
+
+
+def test_greedy_tokens_and_collisions_come_from_the_same_pass():
+    hidden, weight, bias, targets = _inputs(torch.float64, with_bias=True)
+    logits = (hidden @ weight.T + bias) / 0.7
+    targets[::2] = logits.argmax(-1)[::2]
+    got = chunked_head(hidden, weight, targets, bias=bias, temperature=0.7, chunk_tokens=4, collision=True)
+    assert got.is_greedy.equal(logits.argmax(-1) == targets)
+    assert got.is_greedy.any()
+    assert not got.is_greedy.all()
+    expected = logits.softmax(-1).square().sum(-1).log()
+    torch.testing.assert_close(got.collision_logps, expected.detach(), rtol=1e-10, atol=1e-12)
+    assert got.collision_logps is not None
+    assert not got.collision_logps.requires_grad
+    assert chunked_head(hidden, weight, targets).collision_logps is None
