@@ -6,20 +6,24 @@ all ways give the same ids.
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from shapes import PairLengths
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 SPECIAL = ("<pad>", "<s>", "</s>")
-
-#: Tokens of a prompt, its chosen and its rejected completion, with one BOS and one EOS counted in.
-PairLengths = tuple[int, int, int]
 
 
 def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
@@ -34,11 +38,33 @@ def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def save_model(folder: Path, *, architecture: str, config: dict[str, Any], seed: int) -> None:
-    """Draws weights and saves them with the tokenizer of their vocabulary, as a Hugging Face folder."""
+def save_model(
+    folder: Path,
+    *,
+    architecture: str,
+    config: dict[str, Any],
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    judge: bool = False,
+) -> None:
+    """Draws weights and saves them with the tokenizer of their vocabulary, as a Hugging Face folder.
+
+    Args:
+        folder: To make.
+        architecture: As transformers calls it.
+        config: Of that architecture.
+        seed: Of the weights.
+        dtype: Of the weights.
+        device: Where they are drawn.
+        judge: Whether the head gives one value a sequence instead of the next token.
+    """
     torch.manual_seed(seed)
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **ids, **config), dtype=torch.float32)
+    described = AutoConfig.for_model(architecture, **ids, **config, **({"num_labels": 1} if judge else {}))
+    kind: Any = AutoModelForSequenceClassification if judge else AutoModelForCausalLM
+    with torch.device(device):
+        model = kind.from_config(described, dtype=dtype)
     model.save_pretrained(folder)
     word_tokenizer(config["vocab_size"]).save_pretrained(folder)
 
@@ -62,3 +88,47 @@ def write_pairs(path: Path, *, lengths: Sequence[PairLengths], vocab_size: int, 
             # A BOS goes before the prompt and an EOS behind each completion; the space that parts them is no token.
             sides = {"chosen": f" {words(chosen - 1)}", "rejected": f" {words(rejected - 1)}"}
             file.write(json.dumps({"prompt": words(prompt - 1)} | sides) + "\n")
+
+
+def write_singles(path: Path, *, lengths: Sequence[PairLengths], vocab_size: int, seed: int, labels: bool) -> None:
+    """Writes the two sides of each pair as records of their own, each behind another prompt of the pair's length.
+
+    Args:
+        path: A ``.jsonl`` file.
+        lengths: Of the pairs.
+        vocab_size: Of the words.
+        seed: Of the words.
+        labels: Whether to add ``label``: True for the chosen sides.
+    """
+    write_pairs(path, lengths=[pair for pair in lengths for _ in range(2)], vocab_size=vocab_size, seed=seed)
+    pairs = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    rows = [
+        {"prompt": pair["prompt"], "completion": pair[side]} | ({"label": side == "chosen"} if labels else {})
+        for pair, side in zip(pairs, ["chosen", "rejected"] * len(lengths), strict=True)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def hh_lengths(path: Path, count_tokens: Callable[[str], int]) -> tuple[PairLengths, ...]:
+    """Draws 32 pairs of a file of HH-RLHF and returns their lengths; :data:`shapes.HH_LENGTHS` holds them.
+
+    Args:
+        path: The raw format: ``chosen`` and ``rejected``, whole dialogues, in a ``.jsonl.gz`` file.
+        count_tokens: Of a text, without BOS and EOS.
+    """
+    found: list[PairLengths] = []
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            (prompt, chosen), (other, rejected) = (
+                _last_turn(json.loads(line)[side]) for side in ("chosen", "rejected")
+            )
+            if prompt == other and chosen.strip() and rejected.strip():
+                tokens = min(1 + count_tokens(prompt), 512)
+                sides = [min(1 + count_tokens(side), 768 - tokens) for side in (chosen, rejected)]
+                found.append((tokens, sides[0], sides[1]))
+    return tuple(random.Random(1).sample(found, 32))
+
+
+def _last_turn(dialogue: str) -> tuple[str, str]:
+    cut = dialogue.rindex("\n\nAssistant:") + len("\n\nAssistant:")
+    return dialogue[:cut], dialogue[cut:]

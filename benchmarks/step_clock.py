@@ -2,7 +2,7 @@
 
 The time between two ends covers everything that a step costs: making its batch, the forward and backward passes of
 policy and reference, clipping, the optimiser, the schedule, and logging. Beside the wall clock runs one of the
-processor time of all threads, which a busy machine disturbs less.
+processor time of all threads, which a busy machine disturbs less. On a GPU both wait until it is done.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from transformers import TrainerCallback
 
-from alignment.types import PreferenceBatch
+from alignment.data.datamodule import DataModule
+from alignment.types import BinaryBatch, Mismatched, PreferenceBatch, SFTBatch
 
-PAD_ID = 0
+TrainBatch = PreferenceBatch | BinaryBatch | SFTBatch
 
 
 def tokens_digest(steps: Iterable[Iterable[Sequence[int]]]) -> str:
@@ -30,7 +32,30 @@ def tokens_digest(steps: Iterable[Iterable[Sequence[int]]]) -> str:
 
 def now() -> tuple[float, float]:
     """Returns wall and processor time in seconds."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter(), time.process_time()
+
+
+def prompts_of(data: DataModule) -> dict[str, list[int]]:
+    """Returns the tokenised prompt of each record to train on, by the record's id."""
+    table = data.prepared.tables["train"]
+    rows = table.read(range(len(table)))
+    return {name: ids.tolist() for name, ids in zip(rows["id"], rows["prompt_ids"], strict=True)}
+
+
+def sequences_of(batch: TrainBatch, prompts: Mapping[str, list[int]]) -> list[list[int]]:
+    """Returns a batch's sequences in whatever layout: each record's prompt, and the completion that was scored."""
+    parts: list[TrainBatch | Mismatched] = [batch, *(batch.mismatched if isinstance(batch, BinaryBatch) else ())]
+    found: list[list[int]] = []
+    for part in parts:
+        tokens = part.tokens
+        counts = torch.ones_like(tokens.targets, dtype=torch.bool)
+        counts = counts if tokens.in_completion is None else tokens.in_completion
+        for sequence in range(tokens.num_sequences):
+            completion = tokens.targets[counts & (tokens.sequence_index == sequence)].tolist()
+            found.append([*prompts[part.ids[sequence % len(part.ids)]], *completion])
+    return found
 
 
 class LightningClock(pl.Callback):
@@ -43,24 +68,21 @@ class LightningClock(pl.Callback):
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         self.ends: list[tuple[float, float]] = []
-        self.steps: list[list[list[int]]] = []
+        self.batches: list[TrainBatch] = []
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: PreferenceBatch,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
     ) -> None:
         """Notes a step (one micro-batch is one step here)."""
         self.ends.append(now())
-        rows = batch.tokens.input_ids.tolist()
-        self.steps.append([[token for token in row if token != PAD_ID] for row in rows])
+        self.batches.append(batch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the file."""
-        self.path.write_text(json.dumps({"ends": self.ends, "digest": tokens_digest(self.steps)}), encoding="utf-8")
+        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        prompts = prompts_of(data)
+        digest = tokens_digest(sequences_of(batch, prompts) for batch in self.batches)
+        self.path.write_text(json.dumps({"ends": self.ends, "digest": digest}), encoding="utf-8")
 
 
 class TRLClock(TrainerCallback):

@@ -1,24 +1,50 @@
-"""TRL's DPOTrainer, set to the mathematics of this project's DPO."""
+"""TRL's trainers, set to the mathematics of this project's methods."""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
-from trl import DPOConfig, DPOTrainer
 
 
-def dpo_config(folder: Path, **fields: Any) -> DPOConfig:
-    """Returns TRL's settings for a run of one process on the CPU in fp32.
+@dataclass(frozen=True)
+class Peer:
+    """A trainer of TRL's.
 
-    TRL's own defaults would checkpoint activations, run in bf16, shuffle and save checkpoints; all of that is off. Its
-    head is always fused and chunked; ``padding_free`` is accepted but switched off by TRL 1.16 itself.
+    Attributes:
+        module: Where ``{name}Trainer`` and ``{name}Config`` are.
+        sequences: For each sequence of a tokenised row the columns that it is made of, one after another.
+    """
+
+    module: str
+    sequences: tuple[tuple[str, ...], ...]
+
+
+PEERS = {
+    "DPO": Peer("trl", (("prompt_ids", "chosen_ids"), ("prompt_ids", "rejected_ids"))),
+    "KTO": Peer("trl", (("prompt_ids", "completion_ids"), ("prompt_ids", "KL_completion_ids"))),
+    "ORPO": Peer("trl.experimental.orpo", (("chosen_input_ids",), ("rejected_input_ids",))),
+    "CPO": Peer("trl.experimental.cpo", (("chosen_input_ids",), ("rejected_input_ids",))),
+    "Reward": Peer("trl", (("chosen_ids",), ("rejected_ids",))),
+    "SFT": Peer("trl", (("input_ids",),)),
+}
+
+
+def peer_config(name: str, folder: Path, **fields: Any) -> Any:
+    """Returns TRL's settings for a run of one process, on the CPU in fp32 if nothing else is said.
+
+    TRL's own defaults would checkpoint activations, run in bf16, shuffle and save checkpoints; all of that is off. The
+    head of its DPO, KTO and SFT is always fused and chunked; that of its ORPO and CPO never is.
 
     Args:
+        name: Of the trainer, a key of :data:`PEERS`.
         folder: For whatever it writes.
-        fields: Of ``DPOConfig``; they win over what is set here.
+        fields: Of its configuration; they win over what is set here.
     """
     settings: dict[str, Any] = {
         "output_dir": str(folder),
@@ -37,7 +63,60 @@ def dpo_config(folder: Path, **fields: Any) -> DPOConfig:
         "dataloader_pin_memory": False,
         "seed": 1,
     }
-    return DPOConfig(**(settings | fields))
+    return getattr(importlib.import_module(PEERS[name].module), f"{name}Config")(**(settings | fields))
+
+
+def peer_trainer(name: str, *, tokenizer: PreTrainedTokenizerBase, records: Path, config: Any, **fields: Any) -> Any:
+    """Builds the trainer on a file of records, which it tokenises itself.
+
+    Args:
+        name: Of the trainer.
+        tokenizer: Of the model.
+        records: JSON lines, as the trainer wants them.
+        config: From :func:`peer_config`.
+        fields: What else it takes: ``model``, a folder or a model, and for example ``callbacks``.
+    """
+    cache = f"{config.output_dir}/datasets"
+    data: Dataset = load_dataset("json", data_files=str(records), split="train", cache_dir=cache)
+    trainer: Any = getattr(importlib.import_module(PEERS[name].module), f"{name}Trainer")
+    return trainer(args=config, train_dataset=data, processing_class=tokenizer, **fields)
+
+
+def pair_as(trainer: Any, partners: list[int]) -> None:
+    """Puts other completions behind the prompts on which TRL's KTO estimates its baseline.
+
+    Its own are those of the records before them in the batch.
+
+    Args:
+        trainer: TRL's.
+        partners: For each record the one whose completion it takes.
+    """
+    completions = trainer.train_dataset["completion_ids"]
+    crossed = [completions[partner] for partner in partners]
+    without = trainer.train_dataset.remove_columns("KL_completion_ids")
+    trainer.train_dataset = without.add_column("KL_completion_ids", crossed)
+
+
+def steps_of(name: str, trainer: Any, batch: int) -> Iterator[list[list[int]]]:
+    """Yields the sequences of each step as the trainer has tokenised them.
+
+    Args:
+        name: Of the trainer.
+        trainer: TRL's.
+        batch: Records a step.
+    """
+    rows = list(trainer.train_dataset)
+    for start in range(0, len(rows), batch):
+        yield [
+            [token for column in columns for token in row[column]]
+            for row in rows[start : start + batch]
+            for columns in PEERS[name].sequences
+        ]
+
+
+def dpo_config(folder: Path, **fields: Any) -> Any:
+    """Returns the settings of TRL's DPO; see :func:`peer_config`."""
+    return peer_config("DPO", folder, **fields)
 
 
 def dpo_trainer(
@@ -45,11 +124,11 @@ def dpo_trainer(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Path,
-    config: DPOConfig,
+    config: Any,
     reference: Any = None,
     callbacks: list[TrainerCallback] | None = None,
-) -> DPOTrainer:
-    """Builds the trainer on a file of pairs, which it tokenises itself.
+) -> Any:
+    """Builds TRL's DPOTrainer; see :func:`peer_trainer`.
 
     Args:
         model: A folder, or a model.
@@ -59,13 +138,12 @@ def dpo_trainer(
         reference: A model, or ``None`` for a second copy of the folder's weights.
         callbacks: TRL's.
     """
-    cache = f"{config.output_dir}/datasets"
-    data: Dataset = load_dataset("json", data_files=str(pairs), split="train", cache_dir=cache)
-    return DPOTrainer(
+    return peer_trainer(
+        "DPO",
+        tokenizer=tokenizer,
+        records=pairs,
+        config=config,
         model=model,
         ref_model=reference,
-        args=config,
-        train_dataset=data,
-        processing_class=tokenizer,
         callbacks=callbacks,
     )

@@ -1,48 +1,287 @@
-"""The benchmark against TRL still runs, and refuses to compare unequal work."""
+"""The benchmarks still run, say what they were asked, and refuse to compare unequal work."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-import dpo_step
 import pytest
 
-SCRIPT = Path(dpo_step.__file__)
+pytest.importorskip("trl", reason="the benchmarks need the extra `peers`: pip install -e '.[peers]'")
+
+import beta_sweep
+import growth
+import overhead
+import prefix_sharing
+import suite
+import torch
+import training_step
+import training_step_run
+from equal_inputs import hh_lengths
+from shapes import HH_LENGTHS, SHAPES, llama, model_flops, real_tokens
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from alignment.cli.main import main as align_main
+from alignment.types import Layout
+
+FOLDER = Path(training_step.__file__).parent
+SHARED = FOLDER.parents[1] / "shared" / "data"
+TINY = ["--shape", "tiny", "--steps", "2", "--repetitions", "1"]
+
+
+def here(script: str, job: dict) -> dict:
+    """Does a child's job in this process: the libraries are loaded once."""
+    assert script == Path(training_step_run.__file__).name
+    job = json.loads(json.dumps(job))
+    got = training_step_run.SYSTEMS[job["system"]](job)
+    got |= {"peak_bytes": training_step_run.peak_bytes(job["device"]), "threads": 1, "load_before": 0.0}
+    return json.loads(json.dumps(got))
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """Calls a benchmark's main as the command line does, and returns its JSON and its page."""
+
+    def run(module, *arguments: str) -> tuple[dict, str]:
+        script = Path(module.__file__)
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments, "--out", str(tmp_path)])
+        module.main()
+        files = (tmp_path / f"{script.stem}.{kind}" for kind in ("json", "md"))
+        raw, page = (file.read_text("utf-8") for file in files)
+        assert str(Path.home()) not in page
+        assert str(tmp_path) not in raw + page
+        return json.loads(raw), page
+
+    monkeypatch.setattr(training_step, "child", here)
+    monkeypatch.setattr(beta_sweep, "child", here)
+    return run
 
 
 def a_run(row: str, **changes) -> dict:
-    return {"row": row, "digest": "same", "losses": [0.693, 0.65]} | changes
+    logged = {"losses": {"1": 0.693, "2": 0.65}, "gradient_norms": {"1": 3.0, "2": 2.0}}
+    return {"method": "sft", "row": row, "digest": "same"} | logged | changes
 
 
 def test_equal_work_passes():
-    dpo_step.check_equal_work([a_run("TRL"), a_run("ours", losses=[0.693, 0.6501])])
+    equal = a_run("ours", losses={"1": 0.693, "2": 0.6501})
+    other = a_run("ours", method="orpo", digest="other", losses={"1": 3.0})
+    training_step.check_equal_work([a_run("TRL"), equal, other], tolerances=training_step.TOLERANCES["float32"])
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"digest": "other"}, "other tokens"), ({"losses": [0.693, 0.66]}, "reached losses")]
+    ("changes", "message"),
+    [
+        ({"digest": "other"}, "different tokens"),
+        ({"losses": {"1": 0.693, "2": 0.66}}, "reached other losses"),
+        ({"losses": {"1": 0.693, "2": float("nan")}}, "reached other losses"),
+        ({"gradient_norms": {"1": 3.1, "2": 2.0}}, "reached other gradient_norms"),
+        ({"losses": {"1": 0.693}}, "different steps"),
+        ({"losses": {}}, "different steps"),
+    ],
 )
 def test_unequal_work_is_refused(changes, message):
+    runs = [a_run("TRL"), a_run("ours", **changes)]
     with pytest.raises(RuntimeError, match=message):
-        dpo_step.check_equal_work([a_run("TRL"), a_run("ours", **changes)])
+        training_step.check_equal_work(runs, tolerances=training_step.TOLERANCES["float32"])
 
 
-def test_the_parent_imports_nothing_heavy():
+def test_the_parents_import_nothing_heavy():
     """A child's peak memory begins with its parent's."""
-    check = "import sys, dpo_step; assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", check], cwd=SCRIPT.parent, check=True)
+    modules = "training_step, overhead, growth, beta_sweep"
+    check = f"import sys, {modules}; assert not {{'torch', 'numpy', 'transformers', 'matplotlib'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], cwd=FOLDER, check=True)
 
 
 @pytest.mark.slow
-def test_runs(tmp_path):
-    pytest.importorskip("trl", reason="the benchmark needs the extra `peers`: pip install -e '.[peers]'")
-    options = ["--shape", "tiny", "--steps", "2", "--repetitions", "1", "--out"]
-    subprocess.run([sys.executable, str(SCRIPT), *options, str(tmp_path)], check=True, capture_output=True, timeout=600)
-    runs = json.loads((tmp_path / "dpo_step.json").read_text(encoding="utf-8"))["shapes"]["tiny"]["runs"]
-    assert [run["row"] for run in runs] == [row.name for row in dpo_step.ROWS]
-    assert all(len(run["step_seconds"]) == 2 and run["peak_bytes"] > run["state_bytes"] for run in runs)
-    table = (tmp_path / "dpo_step.md").read_text(encoding="utf-8")
-    assert all(f"| {row.name} |" in table for row in dpo_step.ROWS)
-    assert str(Path.home()) not in table
+def test_training_step_has_each_method_beside_trls(call):
+    result, page = call(training_step, *TINY)
+    (shape,) = result["shapes"].values()
+    runs = shape["runs"]
+    assert [(run["method"], run["row"]) for run in runs] == [
+        (row.method, row.name) for row in training_step.rows_of(list(training_step.METHODS), [])
+    ]
+    assert len(runs) == 15
+    for run in runs:
+        assert len(run["step_seconds"]) == len(run["step_cpu_seconds"]) == 2
+        assert len(run["losses"]) == 3
+        # Four numbers a weight, and the reference's.
+        assert run["state_bytes"] == run["parameters"] * 4 * (3 + run["models"]) < run["peak_bytes"]
+    with_reference = {run["method"] for run in runs if run["models"] == 2}
+    assert with_reference == {"dpo_frozen_copy", "kto"}
+    # The same pairs a step, whether read as pairs or as records of their own.
+    assert shape["real_tokens"] == [real_tokens(step) for step in (SHAPES["tiny"].lengths * 2)[1:3]] == [88, 85]
+    for method in training_step.METHODS.values():
+        assert f"| {method.title} | ours |" in page
+        assert f"- {method.title}: {method.trainer}Trainer" in page
+    assert "| SFT | TRL, padding_free |" in page
+    assert page.count("| ours |") == 2 * len(training_step.METHODS)
+
+
+@pytest.mark.slow
+def test_training_step_measures_layouts_and_the_share_of_the_peak(call):
+    alone = ["--no-peer", "--mfu", "--dtype", "bfloat16", "--layouts"]
+    result, page = call(training_step, *TINY, "--method", "dpo_precomputed", *alone)
+    runs = result["shapes"]["tiny"]["runs"]
+    assert [run["row"] for run in runs] == ["ours", *(f"ours, {name}" for name in training_step.LAYOUTS)]
+    # Weights, gradients and two moments in bf16, and no second model.
+    assert {run["state_bytes"] / run["parameters"] for run in runs} == {8.0}
+    assert result["peak_operations"] > 1e8
+    assert "share of the peak" in page
+    assert "bf16 weights" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda job: job | {"records": job["records"].replace("pairs", "turned")}, "different tokens"),
+        (lambda job: job | {"options": {"beta": 0.11}}, "reached other gradient_norms"),
+    ],
+    ids=["other tokens", "another beta"],
+)
+def test_a_peer_that_does_other_work_is_refused(call, monkeypatch, change, message):
+    def other(script: str, job: dict) -> dict:
+        if job["system"] != "trl":
+            return here(script, job)
+        path = Path(job["records"])
+        lines = path.read_text("utf-8").splitlines(keepends=True)
+        path.with_name("turned.jsonl").write_text("".join(lines[::-1]), "utf-8")
+        return here(script, change(job))
+
+    monkeypatch.setattr(training_step, "child", other)
+    with pytest.raises(RuntimeError, match=message):
+        call(training_step, *TINY, "--method", "dpo_frozen_copy")
+
+
+@pytest.mark.slow
+def test_overhead_compares_align_train_with_a_plain_loop(tmp_path):
+    """In processes of its own, as all of them run."""
+    asked = ["--shape", "tiny", "--repetitions", "1", "--steps", "10", "--threads", "1", "--out", str(tmp_path)]
+    command = [sys.executable, str(FOLDER / "overhead.py"), *asked]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    runs = json.loads((tmp_path / "overhead.json").read_text("utf-8"))["shapes"]["tiny"]["runs"]
+    assert [run["row"] for run in runs] == [overhead.OURS, overhead.BARE]
+    # Of the steps that this project logs by default.
+    assert [list(run[what]) for run in runs for what in ("losses", "gradient_norms")] == [["10"]] * 4
+    assert all(run["peak_bytes"] > run["resident_before"] > 2**20 for run in runs)
+    assert "| tiny |" in (tmp_path / "overhead.md").read_text("utf-8")
+
+
+def test_a_failed_child_says_why():
+    with pytest.raises(RuntimeError, match="KeyError: 'nothing'"):
+        suite.child(Path(training_step_run.__file__).name, {"system": "nothing"})
+
+
+def test_prefix_sharing_compares_layouts_with_the_bound(call):
+    options = ["--shape", "tiny", "--completion", "16", "--repetitions", "2"]
+    result, page = call(prefix_sharing, *options)
+    assert list(result["ratios"]) == list(prefix_sharing.RATIOS)
+    assert [found["prompt"] for found in result["ratios"].values()] == [4, 16, 32, 64, 128]
+    for found in result["ratios"].values():
+        assert list(found["runs"]) == ["trunk", "trunk and head"]
+        assert all(len(times) == 2 for runs in found["runs"].values() for times in runs.values())
+    for ratio, bound in (("1/4", "1.11"), ("1", "1.33"), ("2", "1.50"), ("4", "1.67"), ("8", "1.80")):
+        rows = [row for row in page.splitlines() if row.startswith(f"| {ratio} |")]
+        assert len(rows) == 2
+        assert all(f"| {bound} |" in row for row in rows)
+
+
+def test_prefix_sharing_refuses_layouts_that_differ():
+    model = prefix_sharing.LogprobModel(
+        LlamaForCausalLM(LlamaConfig(**llama(32, 2, 4, 2, 64, 128))), chunk_tokens=16, layout=Layout.PREFIX_SHARED
+    )
+    one, other = (prefix_sharing.pair_batches(2, (size, 8, 8), vocab=128, device="cpu") for size in (4, 5))
+    prefix_sharing.check_equal(model, one, tolerance=1e-4)
+    shared = Layout.PREFIX_SHARED
+    with pytest.raises(RuntimeError, match="log-probs differ"):
+        prefix_sharing.check_equal(model, one | {shared: other[shared]}, tolerance=1e-4)
+    saved = [batches[Layout.PACKED].input_ids.numel() / batches[shared].input_ids.numel() for batches in (one, other)]
+    assert saved == pytest.approx([prefix_sharing.bound(4, 8), prefix_sharing.bound(5, 8)])
+
+
+@pytest.mark.slow
+def test_beta_sweep_compares_ways_of_running_the_same_betas(call, monkeypatch):
+    def align(words: list[str], folder: Path) -> None:
+        assert align_main(["train", *words, f"paths.runs={folder}/runs", f"paths.cache={folder}/cache"]) == 0
+
+    monkeypatch.setattr(beta_sweep, "align", align)
+    result, page = call(beta_sweep, *TINY, "--betas", "2", "--threads", "1")
+    assert [run["way"] for run in result["runs"]] == [way.name for way in beta_sweep.WAYS]
+    assert [run["caches"] for run in result["runs"]] == [1, 0, 2, 0]
+    assert all(run["losses"].keys() == {"0.05", "0.1"} for run in result["runs"])
+    assert all(f"| {way.name} |" in page for way in beta_sweep.WAYS)
+
+
+def test_beta_sweep_refuses_other_losses_and_other_betas(tmp_path):
+    run = {"way": "one", "losses": {"0.1": 0.69, "0.2": 0.68}}
+    beta_sweep.check_equal_work([run, run | {"losses": {"0.1": 0.69001, "0.2": 0.68}}])
+    with pytest.raises(RuntimeError, match="reached losses"):
+        beta_sweep.check_equal_work([run, run | {"losses": {"0.1": 0.691, "0.2": 0.68}}])
+    with pytest.raises(RuntimeError, match="trained"):
+        beta_sweep.check_equal_work([run, run | {"losses": {"0.1": 0.69}}])
+    with pytest.raises(RuntimeError, match=r"method\.nonsense"):
+        beta_sweep.align(["method=dpo", "method.nonsense=1"], tmp_path)
+
+
+@pytest.mark.slow
+def test_growth_measures_each_axis(call, monkeypatch):
+    has_matplotlib = importlib.util.find_spec("matplotlib") is not None
+    if not has_matplotlib:
+        monkeypatch.setattr(growth, "draw", lambda result, path: None)
+    result, page = call(growth, "--shape", "tiny", "--steps", "2", "--layouts", "packed", "--peer")
+    assert list(result["points"]) == ["24 128 2", "48 128 2", "24 256 2", "24 128 4"]
+    assert all(len(found["runs"]) == 3 for found in result["points"].values())
+    for axis in growth.GROWTH["tiny"].axes:
+        rows = page.partition(f"| {axis.title} |")[2].partition("\n\n")[0]
+        assert all(f"| {value} | {row} |" in rows for value in axis.values for row in ("TRL", "ours", "ours, packed"))
+    assert "(growth.png)" in page
+
+
+def test_growth_draws(tmp_path):
+    pytest.importorskip("matplotlib")
+    small = growth.GROWTH["tiny"]
+    run = {"method": growth.METHOD, "step_seconds": [0.1], "peak_bytes": 2**30, "state_bytes": 0}
+    found = {"real_tokens": [64], "runs": [run | {"row": "TRL"}, run | {"row": "ours, packed"}]}
+    points = {growth.key(point): found for point in small.points()}
+    growth.draw({"arguments": {"shape": "tiny"}, "points": points}, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+def test_the_gpus_script_parses_and_stops_when_its_time_is_up(tmp_path):
+    environment = os.environ | {"PYTHON": sys.executable, "DEVICE": "cpu", "SHAPES": "tiny", "LIMIT_SECONDS": "0"}
+    done = subprocess.run(
+        ["bash", str(FOLDER / "gpu.sh"), str(tmp_path)], check=True, capture_output=True, text=True, env=environment
+    )
+    assert done.stderr == ""
+    names = ("training_step_tiny", "prefix_sharing_tiny", "training_step_more")
+    assert (tmp_path / "skipped.txt").read_text("utf-8").splitlines() == [f"{name}: no time left" for name in names]
+    assert json.loads((tmp_path / "versions.json").read_text("utf-8"))["torch"] == torch.__version__
+
+
+def test_operations_are_those_that_torch_counts():
+    """Of everything but attention: torch counts no causal halves."""
+    config = llama(32, 3, 4, 2, 64, 128)
+    model = LlamaForCausalLM(LlamaConfig(**config, attn_implementation="eager"))
+    prompt, chosen, rejected = 12, 5, 9
+    counted = 0
+    for side in (chosen, rejected):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.ones(1, prompt + side, dtype=torch.long), logits_to_keep=side)
+        counted += sum(flops for op, flops in counter.get_flop_counts()["Global"].items() if "bmm" not in str(op))
+        # Each of two products: two operations for each pair of tokens that see one another, half of all.
+        counted += 2 * 2 * config["num_hidden_layers"] * config["hidden_size"] * (prompt + side) ** 2 / 2
+    assert model_flops(config, ((prompt, chosen, rejected),), passes=3) == 3 * counted
+
+
+def test_the_lengths_of_hh_are_the_datas():
+    data, model = SHARED / "preference" / "hh_harmless.jsonl.gz", SHARED / "weights" / "stories15M"
+    if not data.is_file() or not model.is_dir():
+        pytest.skip("the data are not here")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    count = lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)  # noqa: E731
+    assert hh_lengths(data, count) == HH_LENGTHS
+    assert sum(SHAPES["hh"].lengths, ()) == HH_LENGTHS
