@@ -187,6 +187,12 @@ class Stepwise(Record):
         if all(label is None for label in self.labels):
             raise RecordError("no step has a label")
 
+    @property
+    def lead(self) -> str:
+        """What stands before the first step, so that a text prompt does not run into it."""
+        runs_on = isinstance(self.prompt, str) and not self.prompt.endswith(("\n", " "))
+        return STEP_END if runs_on else ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt(Record):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 from alignment.data.records import (
     STEP_END,
     Binary,
@@ -75,30 +78,13 @@ def view(record: Record, want: RecordKind, *, soft_labels: bool = False) -> tupl
 
 def prompt_of(record: Record) -> tuple[Prompt]:
     """Any record's prompt, for measuring on, with its answer fields."""
-    if isinstance(record, Prompt):
-        return (record,)
-    prompt = Prompt(
-        id=record.id,
-        prompt=record.prompt,
-        prompt_ids=record.prompt_ids,
-        tokenizer_hash=record.tokenizer_hash,
-        answer=record.answer,
-    )
-    return (prompt,)
+    return (record if isinstance(record, Prompt) else Prompt(**_kept(record)),)
 
 
 def both_sides(record: Preference) -> tuple[Binary, Binary]:
     """The chosen completion with a thumbs up, and the rejected one with a thumbs down."""
     chosen, rejected = (
-        Binary(
-            id=f"{record.id}/{side}",
-            prompt=record.prompt,
-            completion=text,
-            label=side == "chosen",
-            prompt_ids=record.prompt_ids,
-            completion_ids=ids,
-            tokenizer_hash=record.tokenizer_hash,
-        )
+        Binary(**_kept(record, id=f"{record.id}/{side}"), completion=text, label=side == "chosen", completion_ids=ids)
         for side, text, ids in (
             ("chosen", record.chosen, record.chosen_ids),
             ("rejected", record.rejected, record.rejected_ids),
@@ -116,34 +102,23 @@ def whole_solution(record: Stepwise) -> Binary:
     """
     if 0 not in record.labels and set(record.labels) != {1}:
         raise UnfitError("not known whether every step is right")
-    text = STEP_END.join(record.steps)
-    if isinstance(record.prompt, str) and not record.prompt.endswith(("\n", " ")):
-        text = STEP_END + text
+    text = record.lead + STEP_END.join(record.steps)
     return Binary(
         id=record.id, prompt=record.prompt, completion=text, label=0 not in record.labels, answer=record.answer
     )
 
 
 def _demonstration(record: Preference) -> Demonstration:
-    return Demonstration(
-        id=record.id,
-        prompt=record.prompt,
-        completion=record.chosen,
-        prompt_ids=record.prompt_ids,
-        completion_ids=record.chosen_ids,
-        tokenizer_hash=record.tokenizer_hash,
-    )
+    return Demonstration(**_kept(record), completion=record.chosen, completion_ids=record.chosen_ids)
 
 
 def _imitated(record: Binary) -> Demonstration:
     """A good completion as something to imitate."""
     if not record.label:
         raise UnfitError("thumbs down")
-    return Demonstration(
-        id=record.id,
-        prompt=record.prompt,
-        completion=record.completion,
-        prompt_ids=record.prompt_ids,
-        completion_ids=record.completion_ids,
-        tokenizer_hash=record.tokenizer_hash,
-    )
+    return Demonstration(**_kept(record), completion=record.completion, completion_ids=record.completion_ids)
+
+
+def _kept(record: Record, **changes: Any) -> dict[str, Any]:
+    """What every record has, and keeps however it is seen, but for the changes."""
+    return {field.name: getattr(record, field.name) for field in fields(Record)} | changes

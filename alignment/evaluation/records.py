@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from alignment.evaluation.fresh import Evaluation, Sample
-from alignment.utils.files import append_json_line, write_text_atomic
+from alignment.utils.files import append_json_line, write_json_lines_atomic
 
 EVALUATIONS_FILE = "evaluations.jsonl"
 SAMPLES_FOLDER = "samples"
@@ -27,8 +26,7 @@ def record_evaluation(evaluation: Evaluation, run_dir: Path, *, step: int, polic
         The file that the samples were written to.
     """
     path = samples_path(run_dir, step)
-    lines = [json.dumps(sample_row(sample), ensure_ascii=False) for sample in evaluation.samples]
-    write_text_atomic(path, "".join(f"{line}\n" for line in lines))
+    write_json_lines_atomic(path, map(sample_row, evaluation.samples))
     append_json_line(run_dir / EVALUATIONS_FILE, evaluation_row(evaluation, step=step, policy=policy))
     return path
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from alignment.data.chat import prompt_text
 from alignment.data.encoding import Encoder
-from alignment.data.records import STEP_END, Demonstration, PromptLike, Record, RecordError, Stepwise
+from alignment.data.records import Demonstration, PromptLike, Record, RecordError, Stepwise
 from alignment.data.steps import Step, steps_of
 from alignment.rewards.base import Reward
 from alignment.rollout.engine import EncodedPrompt
@@ -54,11 +54,8 @@ def solution_of(record: Record, separator: str) -> Solution:
         DataError: A demonstration whose completion is more than one turn.
     """
     if isinstance(record, Stepwise):
-        # As in training on judged steps: a text prompt and the first step do not run into one another.
-        runs_on = isinstance(record.prompt, str) and not record.prompt.endswith(("\n", " "))
-        lead = STEP_END if runs_on else ""
-        text = lead + separator.join(record.steps)
-        ends = accumulate((len(step) + len(separator) for step in record.steps), initial=len(lead))
+        text = record.lead + separator.join(record.steps)
+        ends = accumulate((len(step) + len(separator) for step in record.steps), initial=len(record.lead))
         steps = [Step(step, end) for step, end in zip(record.steps, list(ends)[1:], strict=True)]
     else:
         text = _single_answer(record)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 from alignment.data.records import Preference
 from alignment.types import Rewards, Rollout
 from alignment.utils.errors import ConfigError
-from alignment.utils.files import write_text_atomic
+from alignment.utils.files import write_json_lines_atomic
 
 TIED = "tied rewards"
 SAME_TEXT = "equal text"
@@ -123,8 +122,7 @@ class BestWorst:
 
 def write_pairs(pairs: Pairs, path: Path) -> None:
     """Writes preferences as JSON lines, all of them or nothing."""
-    lines = [json.dumps(_row(record), ensure_ascii=False) for record in pairs.records]
-    write_text_atomic(path, "".join(f"{line}\n" for line in lines))
+    write_json_lines_atomic(path, map(_row, pairs.records))
 
 
 def _extremes(group: Sequence[tuple[float, Rollout]]) -> tuple[tuple[float, Rollout], tuple[float, Rollout]]:

@@ -20,7 +20,7 @@ from alignment.utils.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-_MAX_RATIO = 4 / 3  # of the weighted numbers of thumbs up and down; at least 1
+_MAX_RATIO = 3 / 2  # of the weighted numbers of thumbs up and down; at least 1
 
 
 class KTO(OfflineMethod):
@@ -134,9 +134,9 @@ class KTO(OfflineMethod):
 
     def _score(self, batch: BinaryBatch | Mismatched) -> tuple[TokenLogps, TokenLogps]:
         assert self.bundle.reference is not None
+        reference_logps = self.bundle.reference.batch_logps(batch)
         policy = self.policy(batch.tokens)
-        reference = TokenLogps(self.bundle.reference.batch_logps(batch), policy.sequence_index, policy.num_sequences)
-        return policy, reference
+        return policy, TokenLogps(reference_logps, policy.sequence_index, policy.num_sequences)
 
     def _check_balance(self, desirable: int, undesirable: int) -> None:
         ratio = self.desirable_weight * desirable / (self.undesirable_weight * undesirable)
@@ -144,7 +144,7 @@ class KTO(OfflineMethod):
             return
         up, down = self.desirable_weight / ratio, self.undesirable_weight * ratio
         log.warning(
-            "%d thumbs up and %d down: weighted, there are %.3g times as many up, and the paper asks for 1 to 1.33. "
+            "%d thumbs up and %d down: weighted, there are %.3g times as many up, and the paper asks for 1 to 1.5. "
             "Set method.desirable_weight between %.3g and %.3g, or method.undesirable_weight between %.3g and %.3g",
             *(desirable, undesirable, ratio, up, up * _MAX_RATIO, down / _MAX_RATIO, down),
         )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from alignment.models.logprob_model import BackboneModule
 from alignment.utils.errors import UserError
+from alignment.utils.files import fsync_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -128,17 +127,4 @@ def _replace(temporary: Path, folder: Path) -> None:
         folder.rename(old)
     temporary.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-    directory = os.open(folder.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
-
-
-def parameter_hash(module: torch.nn.Module) -> str:
-    """Returns a SHA-256 over a model's weights, in order of their names."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    fsync_folder(folder.parent)

@@ -20,14 +20,12 @@ from alignment.evaluation.fresh import Evaluation, evaluate_policy, rewards_by_p
 from alignment.evaluation.intervals import Estimate
 from alignment.evaluation.records import EVALUATIONS_FILE, record_evaluation
 from alignment.evaluation.selection import Selection, selection_sizes, summarize_selection
-from alignment.pipeline.graph import resolve_artifacts
+from alignment.pipeline.folder import run_folder
 from alignment.pipeline.inference import Loaded, load, precision, start_model
-from alignment.pipeline.manifest import Manifest, recorded, start_values
+from alignment.pipeline.manifest import Manifest
 from alignment.rewards.base import Reward
 from alignment.types import PromptBatch, Sampling
 from alignment.utils.errors import ConfigError
-from alignment.utils.logs import log_to
-from alignment.utils.redact import save_config
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +64,7 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
         overrides: What the user typed, for the manifest.
     """
     _check(cfg)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest(run_dir, start_values(verb="evaluate", cfg=cfg, overrides=overrides))
-    with recorded(manifest), log_to(run_dir / "evaluate.log"):
-        cfg = resolve_artifacts(cfg)
-        save_config(cfg, run_dir / "config.yaml")
+    with run_folder("evaluate", cfg, run_dir, overrides) as (cfg, manifest):
         policy = load(cfg.model, cfg.hardware)
         start = None if cfg.start.path is None else load(start_model(cfg), cfg.hardware)
         (run_dir / EVALUATIONS_FILE).unlink(missing_ok=True)

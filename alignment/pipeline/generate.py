@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -20,17 +19,15 @@ from alignment.data.chat import prompt_text
 from alignment.data.datamodule import DataModule
 from alignment.data.encoding import Encoder, tokenizer_hash
 from alignment.feedback.pairing import Pairing, write_pairs
-from alignment.pipeline.graph import resolve_artifacts
+from alignment.pipeline.folder import run_folder
 from alignment.pipeline.inference import Loaded, load, precision
-from alignment.pipeline.manifest import Manifest, recorded, start_values
+from alignment.pipeline.manifest import Manifest
 from alignment.rewards.base import Reward
 from alignment.rollout.engine import EncodedPrompt, TokenPrompt, encoded_prompts
 from alignment.rollout.hf import HFEngine
 from alignment.types import PromptBatch, Rewards, Rollout, Sampling
 from alignment.utils.errors import ConfigError, UserError
-from alignment.utils.files import write_text_atomic
-from alignment.utils.logs import log_to
-from alignment.utils.redact import save_config
+from alignment.utils.files import write_json_lines_atomic
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +45,7 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
         overrides: What the user typed, for the manifest.
     """
     _check(cfg)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest(run_dir, start_values(verb="generate", cfg=cfg, overrides=overrides))
-    with recorded(manifest), log_to(run_dir / "generate.log"):
-        cfg = resolve_artifacts(cfg)
-        save_config(cfg, run_dir / "config.yaml")
+    with run_folder("generate", cfg, run_dir, overrides) as (cfg, manifest):
         reward: Reward | None = None if cfg.reward is None else instantiate(cfg.reward, _convert_="all")
         sampling: Sampling = instantiate(cfg.rollout, _convert_="all").sampling
         loaded = load(cfg.model, cfg.hardware)
@@ -95,8 +88,7 @@ def typed_prompt(text: str, loaded: Loaded) -> EncodedPrompt:
 
 def write_rollouts(rollouts: Sequence[Rollout], rewards: Rewards | None, path: Path) -> None:
     """Writes roll-outs as JSON lines, all of them or nothing."""
-    lines = [json.dumps(_row(rollout, rewards, place), ensure_ascii=False) for place, rollout in enumerate(rollouts)]
-    write_text_atomic(path, "".join(f"{line}\n" for line in lines))
+    write_json_lines_atomic(path, (_row(rollout, rewards, place) for place, rollout in enumerate(rollouts)))
 
 
 def _data_prompts(cfg: DictConfig, loaded: Loaded, manifest: Manifest) -> list[TokenPrompt]:

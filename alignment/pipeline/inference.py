@@ -1,4 +1,4 @@
-"""A model and prompts for the verbs that only read weights: generate and evaluate."""
+"""A model and prompts for the verbs that only read weights: generate, evaluate and label."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -22,23 +23,21 @@ from rich.progress import Progress
 from rich.table import Table
 
 from alignment.data.encoding import Encoder, tokenizer_hash
-from alignment.data.records import Record, RecordKind, from_row
+from alignment.data.records import Record, RecordKind, UnfitError, from_row
 from alignment.data.sources import Source
 from alignment.data.splits import RecordSet, cached_records
 from alignment.data.store import content_hash
 from alignment.data.views import check_view, view
 from alignment.evaluation.step_values import Solution, finished, solution_of, step_prompts, verdicts, whole
-from alignment.pipeline.graph import resolve_artifacts
+from alignment.pipeline.folder import run_folder
 from alignment.pipeline.inference import Loaded, load, precision
-from alignment.pipeline.manifest import Manifest, recorded, start_values
+from alignment.pipeline.manifest import Manifest
 from alignment.rewards.base import Reward
 from alignment.rollout.engine import EncodedPrompt, check_prompts, check_sampling
 from alignment.rollout.hf import HFEngine, context_tokens
 from alignment.types import Sampling
 from alignment.utils.errors import ConfigError, UserError
-from alignment.utils.files import append_json_line, write_text_atomic
-from alignment.utils.logs import log_to
-from alignment.utils.redact import save_config
+from alignment.utils.files import append_json_line, write_json_lines_atomic, write_text_atomic
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +71,7 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
         overrides: What the user typed, for the manifest.
     """
     _check(cfg)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest(run_dir, start_values(verb="label", cfg=cfg, overrides=overrides))
-    with recorded(manifest), log_to(run_dir / "label.log"):
-        cfg = resolve_artifacts(cfg)
-        save_config(cfg, run_dir / "config.yaml")
+    with run_folder("label", cfg, run_dir, overrides) as (cfg, manifest):
         reward: Reward = instantiate(cfg.reward, _convert_="all")
         sampling: Sampling = instantiate(cfg.rollout, _convert_="all").sampling
         check_sampling(sampling)
@@ -158,6 +153,8 @@ def _solutions(cfg: DictConfig, manifest: Manifest) -> list[Solution]:
     want = RecordKind.STEPWISE if records.kind is RecordKind.STEPWISE else RecordKind.DEMONSTRATION
     check_view(records.kind, want)
     solutions = [solution_of(record, cfg.separator) for record in _records(records, want, cfg.data.limit)]
+    if not solutions:
+        raise ConfigError("data", got="no record that is a solution", expected="solutions in steps, or demonstrations")
     if want is RecordKind.DEMONSTRATION and not any(cfg.separator in solution.text for solution in solutions):
         raise ConfigError(
             "separator",
@@ -170,9 +167,15 @@ def _solutions(cfg: DictConfig, manifest: Manifest) -> list[Solution]:
 
 def _records(records: RecordSet, want: RecordKind, limit: int | None) -> Iterator[Record]:
     rows = records.rows if limit is None else records.rows.select(range(min(limit, len(records.rows))))
+    left_out: Counter[str] = Counter()
     row: dict[str, Any]
     for row in rows:  # type: ignore[assignment]
-        yield from view(from_row(records.kind, row), want)
+        try:
+            yield from view(from_row(records.kind, row), want)
+        except UnfitError as error:
+            left_out[error.reason] += 1
+    for reason, number in left_out.items():
+        log.warning("%d records left out: %s", number, reason)
 
 
 def _journal_name(cfg: DictConfig, loaded: Loaded) -> str:
@@ -239,7 +242,7 @@ def _write(solutions: Sequence[Solution], labels: Sequence[Sequence[float]], pat
         {"id": item.id, "prompt": item.prompt, "completions": item.steps, "labels": values, "answer": item.answer}
         for item, values in zip(solutions, labels, strict=True)
     ]
-    write_text_atomic(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    write_json_lines_atomic(path, rows)
 
 
 def _metrics(labels: Sequence[Sequence[float]], is_right: Sequence[bool]) -> dict[str, float]:

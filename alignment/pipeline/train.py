@@ -26,14 +26,13 @@ from alignment.models.export import export
 from alignment.models.logprob_model import num_parameters
 from alignment.models.memory import available_bytes, count_parameters, plan_memory, require_memory
 from alignment.pipeline.card import model_card
-from alignment.pipeline.graph import resolve_artifacts
-from alignment.pipeline.manifest import Manifest, recorded, resumed_values, start_values
+from alignment.pipeline.folder import run_folder
+from alignment.pipeline.manifest import Manifest
 from alignment.pipeline.resume import Resume, find_resume
 from alignment.types import Role
 from alignment.utils.errors import ConfigError
 from alignment.utils.launch import agreed_run_dir, children_join
-from alignment.utils.logs import log_to, quiet_libraries
-from alignment.utils.redact import save_config
+from alignment.utils.logs import quiet_libraries
 
 log = logging.getLogger(__name__)
 
@@ -58,20 +57,14 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> float | None:
     _leave_empty(run_dir, resume.run_dir)
     run_dir = resume.run_dir
     cfg.paths.run_dir = str(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    cfg = cfg.copy()
+    # Ranks that Lightning starts read what is saved: they go on from what this one has found, and look for nothing.
+    cfg.resume = None if resume.checkpoint is None else str(resume.checkpoint.parent)
+    goes_on = resume.checkpoint is not None
     is_writer = rank_zero_only.rank == 0
     if not is_writer:
         logging.getLogger("alignment").setLevel(logging.WARNING)
-    values = start_values(verb="train", cfg=cfg, overrides=overrides)
-    if resume.checkpoint is not None:
-        values = resumed_values(run_dir, values)
-    manifest = Manifest(run_dir, values, is_writer=is_writer)
-    with recorded(manifest), log_to(run_dir / "train.log", active=is_writer):
-        cfg = resolve_artifacts(cfg)
-        # Ranks that Lightning starts read this file: they go on from what this one has found, and look for nothing.
-        cfg.resume = None if resume.checkpoint is None else str(resume.checkpoint.parent)
-        if is_writer:
-            save_config(cfg, run_dir / "config.yaml")
+    with run_folder("train", cfg, run_dir, overrides, goes_on=goes_on, is_writer=is_writer) as (cfg, manifest):
         return _train(cfg, run_dir, resume, manifest)
 
 
@@ -96,6 +89,7 @@ def _train(cfg: DictConfig, run_dir: Path, resume: Resume, manifest: Manifest) -
         score_prompt=method.scores_prompt,
         soft_labels=method.uses_soft_labels,
         mismatched=method.needs_mismatched,
+        layout=bundle.layout,
     )
     data.setup("fit")
     check_records(cfg, bundle, data)
@@ -249,6 +243,7 @@ def _inputs(cfg: DictConfig, bundle: ModelBundle, data: DataModule) -> dict[str,
             "source": bundle.source.describe(),
             "weights_hash": bundle.source.weights_hash(),
             "head": str(bundle.head),
+            "layout": {"name": str(bundle.layout), "why": bundle.why_layout},
         },
         "tokenizer_hash": tokenizer_hash(bundle.tokenizer),
         "template_hash": hashlib.sha256(str(bundle.tokenizer.chat_template).encode()).hexdigest(),

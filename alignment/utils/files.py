@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ def write_text_atomic(path: Path, text: str) -> None:
 def write_json_atomic(path: Path, value: Any) -> None:
     """Writes a value as indented JSON; see :func:`write_text_atomic`."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_json_lines_atomic(path: Path, rows: Iterable[Any]) -> None:
+    """Writes values as JSON, one a line, all of them or nothing; see :func:`write_text_atomic`."""
+    write_text_atomic(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
 
 
 def append_json_line(path: Path, value: Any) -> None:

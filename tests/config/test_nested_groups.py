@@ -12,10 +12,16 @@ from alignment.cli.app import sweep_jobs
 from alignment.cli.help import default_choices, verb_help
 from alignment.config.compose import compose, task_config
 from alignment.config.typecheck import mismatch
-from alignment.config.validate import validate
+from alignment.config.validate import RUNTIME, validate
 from alignment.utils.errors import UserError
 
 LOSSES = "aot, aot_unpaired, apo_down, apo_zero, bco, discopop, dpop, exo, hinge, mpo, nca, robust, sigmoid, sppo"
+
+
+def test_what_a_loss_gets_from_the_run_is_told_to_the_validator_and_to_the_method_alike() -> None:
+    from alignment.methods.pairwise import PAIR_INPUTS
+
+    assert RUNTIME["method.loss"] == set(PAIR_INPUTS)
 
 
 def check(*overrides: str, config_dir: Path | None = None) -> None:

@@ -48,6 +48,17 @@ def test_group_reads_a_local_file(
     assert (data.num_train_records, data.num_validation_records) == (6, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "has_answers"), [("", True), ("_demonstrations", True), ("_steps", True), ("_outcomes", False)]
+)
+def test_answers_are_rewarded_where_records_bring_them(name: str, has_answers: bool) -> None:
+    with initialize_config_dir(str(CONF), version_base=None):
+        cfg = compose("train", overrides=[f"data=world_chains{name}", "data.validation.num_records=1"])
+    (row,) = instantiate(cfg.data.validation).load()
+    assert (row["answer"] != "{}") is has_answers
+    assert (cfg.reward is not None) is has_answers
+
+
 def test_pairs_from_labels_in_the_users_words(
     write_jsonl: Callable[..., Path], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

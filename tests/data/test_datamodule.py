@@ -138,7 +138,7 @@ def test_soft_labels_stand_beside_their_pairs(
     chosen = dict(zip(batch.ids, texts(batch, tokenizer), strict=False))
     assert chosen["data.jsonl:3"] == " b<|im_end|>"
     assert data.statistics["train"]["dropped"] == {}
-    assert not caplog.records
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_ties_are_dropped_and_other_soft_labels_read_as_hard(

@@ -80,7 +80,8 @@ def test_a_solution_is_good_if_all_its_steps_are(labels: tuple, good: bool, prom
     expected = Binary(id="s", prompt=prompt, completion=text, label=good, answer={"target": 1})
     assert view(record, RecordKind.BINARY) == (expected,)
     if good:
-        assert view(record, RecordKind.DEMONSTRATION) == (Demonstration(id="s", prompt=prompt, completion=text),)
+        imitated = Demonstration(id="s", prompt=prompt, completion=text, answer={"target": 1})
+        assert view(record, RecordKind.DEMONSTRATION) == (imitated,)
     else:
         with pytest.raises(UnfitError, match="thumbs down"):
             view(record, RecordKind.DEMONSTRATION)
@@ -130,6 +131,13 @@ def test_refusal_names_the_way_to_pairs() -> None:
 def test_refusal_names_what_is_offered() -> None:
     with pytest.raises(ConfigError, match=r"expected preferences.*offers demonstrations.*; prompts for evaluation"):
         check_view(RecordKind.DEMONSTRATION, RecordKind.PREFERENCE)
+
+
+def test_what_a_verifier_needs_stays_with_the_prompt_in_every_view() -> None:
+    for record in RECORDS.values():
+        known = replace(record, answer={"target": 1})
+        for want in (known.kind, *VIEWS[known.kind]):
+            assert {str(seen.answer) for seen in view(known, want)} == {"{'target': 1}"}
 
 
 @pytest.mark.parametrize("kind", RecordKind)

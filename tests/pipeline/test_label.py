@@ -188,6 +188,20 @@ def test_demonstrations_are_split_at_the_separator(model, tmp_path):
         label.run(cfg, tmp_path / "none", [])
 
 
+def test_records_that_are_no_solutions_are_left_out_and_counted(model, tmp_path, caplog):
+    path = tmp_path / "preferences.jsonl"
+    sides = {"prompt": "Q", "chosen": " 32\nAnswer: 32", "rejected": " 22\nAnswer: 22"}
+    rows = [sides | {"id": str(number), "probability": value} for number, value in enumerate((0.5, 0.9, 0.5))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    verifier = "reward={_target_: verifiers.AgreesWithAll}"
+    label.run(configured(model, path, tmp_path, verifier), tmp_path / "run", [])
+    assert [row["id"] for row in lines(tmp_path / "run" / "steps.jsonl")] == ["1"]
+    assert "2 records left out: tie" in caplog.text
+    path.write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(ConfigError, match="data: got 'no record that is a solution'"):
+        label.run(configured(model, path, tmp_path, verifier), tmp_path / "none", [])
+
+
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [

@@ -13,3 +13,10 @@ class CountsLetters:
     def score(self, rollouts: Sequence[Rollout]) -> Rewards:
         total = tuple(float(len(rollout.completion) % 2 == rollout.answer["rest"]) for rollout in rollouts)
         return Rewards(total=total, components={})
+
+
+class AgreesWithAll:
+    """Every answer is right."""
+
+    def score(self, rollouts: Sequence[Rollout]) -> Rewards:
+        return Rewards(total=(1.0,) * len(rollouts), components={})

@@ -86,7 +86,7 @@ def test_a_model_of_transformers_scores_the_same_here(save, family, rollouts, si
 def test_a_model_that_was_exported_here_scores_the_same_in_transformers(save, family, tmp_path):
     source = PretrainedModel(
         path=str(save("language", family)), revision=None, dtype="float32", attention="sdpa", quantization=None,
-        gradient_checkpointing=False, compile=False, chunk_tokens=1,
+        gradient_checkpointing=False, compile=False, chunk_tokens=1, layout="auto",
         tokenizer=TokenizerOptions(None, None, None, None),
     )  # fmt: skip
     model = SequenceScorer(source.load(Head.SCORE, seed=3))
@@ -248,8 +248,8 @@ def test_a_path_that_is_not_there_is_named_when_it_is_needed(tmp_path):
         judge.score(CHATS)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_a_device_that_is_not_there_is_refused(save):
+def test_a_device_that_is_not_there_is_refused(save, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"reward\.device: got 'cuda', expected cpu"):
         reward(save("score"), device="cuda").score(CHATS)
 
