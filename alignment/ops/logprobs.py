@@ -163,8 +163,7 @@ class _ChunkedHead(torch.autograd.Function):
         weight_a = _accurate(weight)
         bias_a = None if bias is None else _accurate(bias)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight_a) if wants_weight else None
-        grad_bias = torch.zeros_like(weight_a[:, 0]) if wants_bias else None
+        grad_weight = grad_bias = None
         kept: tuple[Tensor, Tensor] | None = ctx.kept
         if len(hidden) > ctx.chunk_tokens:
             ctx.kept = None  # makes room for the other chunks; another backward pass projects this one again too
@@ -187,17 +186,22 @@ class _ChunkedHead(torch.autograd.Function):
                 # delta * grad is the gradient of the projection
                 if grad_hidden is not None:
                     grad_hidden[chunk] = ((delta @ weight_a) * grad).to(hidden.dtype)
-                if grad_weight is not None:
-                    grad_weight.addmm_(delta.T, rows * grad)
-                if grad_bias is not None:
-                    grad_bias += (delta.T @ grad)[:, 0]
+                if wants_weight:
+                    grad_weight = _add_product(grad_weight, delta.T, rows * grad)
+                if wants_bias:
+                    grad_bias = _add_product(grad_bias, delta.T, grad)
                 kept = delta = logits = None
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+            None if grad_bias is None or bias is None else grad_bias[:, 0].to(bias.dtype),
             None,
             None,
             None,
             None,
         )
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """Returns total + left @ right, in the memory of ``total`` if there is one."""
+    return left @ right if total is None else total.addmm_(left, right)

@@ -332,13 +332,8 @@ _OPS = (
             "(1.0 if self.softcap is None else self.softcap)",
             _LOGPS,
         ),
-        ("the bias gets no gradient", "grad_bias += (delta.T @ grad)[:, 0]", "pass", _LOGPS),
-        (
-            "only one chunk counts (T12)",
-            "grad_weight.addmm_(delta.T, rows * grad)",
-            "grad_weight.copy_(delta.T @ (rows * grad))",
-            _LOGPS,
-        ),
+        ("the bias gets no gradient", "grad_bias = _add_product(grad_bias, delta.T, grad)", "pass", _LOGPS),
+        ("only one chunk counts (T12)", "if total is None else total.addmm_(left, right)", "", _LOGPS),
         ("the chunk before stays", "powers = None  # makes room for the next chunk", "pass", _LOGPS),
         ("every token is greedy", "(at_target >= largest)[:, 0]", "(at_target <= largest)[:, 0]", _LOGPS),
         (
