@@ -231,6 +231,7 @@ class TokenLogps(OnDevice):
         is_greedy: Whether no other token is likelier than the scored one; ``None`` for log-probs from a cache.
         collision_logps: log of the sum over the vocabulary of p(. | prefix)^2, in nats, without gradient: the
             log-probability that two draws are the same token. There when it was asked for.
+        entropies: Of p(. | prefix), in nats, without gradient. There when they were asked for.
     """
 
     token_logps: Float[Tensor, "tokens"]
@@ -239,6 +240,7 @@ class TokenLogps(OnDevice):
     in_completion: Bool[Tensor, "tokens"] | None = None
     is_greedy: Bool[Tensor, "tokens"] | None = None
     collision_logps: Float[Tensor, "tokens"] | None = None
+    entropies: Float[Tensor, "tokens"] | None = None
 
     @property
     def num_tokens(self) -> Float[Tensor, "sequences"]:

@@ -138,7 +138,7 @@ def lines_of(result: Any, growth: Growth, place: int) -> dict[str, list[tuple[in
 
 def draw(result: Any, path: Path) -> None:
     """Draws both measures along all axes."""
-    mpl: Any = importlib.import_module("matplotlib")  # in no extra of this project
+    mpl: Any = importlib.import_module("matplotlib")
     mpl.use("Agg")
     plt: Any = importlib.import_module("matplotlib.pyplot")
     growth = GROWTH[result["arguments"]["shape"]]
@@ -157,12 +157,13 @@ def draw(result: Any, path: Path) -> None:
             ):
                 panel.set_xscale("log", base=2)
                 panel.set_xticks(axis.values, [f"{value:,}" for value in axis.values])
-                panel.set_ylim(bottom=0)
                 panel.grid(color="#d5d8dc", linewidth=0.6)
                 panel.spines[["top", "right"]].set_visible(False)
                 if column == 0:
                     panel.set_ylabel(unit)
             panels[1, column].set_xlabel(axis.title)
+        for row in panels:  # shared by the row: when all its lines are there
+            row[0].set_ylim(bottom=0)
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
         figure.savefig(path, dpi=110)

@@ -61,9 +61,8 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     run(cfg, folder / "run", [])
     measured = json.loads((folder / "clock.json").read_text(encoding="utf-8"))
     with next((folder / "run" / "metrics").glob("*/metrics.csv")).open(encoding="utf-8") as file:
-        every = csv.DictReader(file)
-        # The last step is logged too, but the norm beside it is of the one that was due before.
-        rows = [row for row in every if row.get("train/loss/total") and int(row["step"]) % job["log_every"] == 0]
+        # The last step is logged too; of the norm only those that were due.
+        rows = [row for row in csv.DictReader(file) if row.get("train/optim/grad_norm")]
     manifest = json.loads((folder / "run" / "manifest.json").read_text(encoding="utf-8"))
     return measured | {
         "losses": {row["step"]: float(row["train/loss/total"]) for row in rows},

@@ -29,7 +29,9 @@ RUNTIME: dict[str, frozenset[str]] = {
         {"chosen_log_ratio", "rejected_log_ratio", "beta", "reference_margin", "weights", "reward_shift"}
     ),
     "method.divergence": frozenset({"log_ratio"}),
-    "data": frozenset({"tokenizer", "batch_type", "seed", "cache_dir", "score_prompt", "soft_labels", "mismatched"}),
+    "data": frozenset(
+        {"tokenizer", "batch_type", "seed", "cache_dir", "score_prompt", "soft_labels", "mismatched", "layout"}
+    ),
     "optim": frozenset({"params"}),
     "schedule": frozenset({"optimizer", "total_steps"}),
     "reference": frozenset({"policy", "load_frozen"}),

@@ -70,7 +70,8 @@ class BatchMaker:
 
     def __getitem__(self, plan: MicroBatchPlan) -> Batch:
         """Makes the micro-batch that a plan describes."""
-        batch = _COLLATORS[self.batch_type](self.table.read(plan.indices), plan, self._lay_out, self.reference)
+        lay_out = self._lay_out(prompts_scored=len(plan.indices) if self.table.score_prompt else 0)
+        batch = _COLLATORS[self.batch_type](self.table.read(plan.indices), plan, lay_out, self.reference)
         if self.mismatch is None:
             return batch
         assert isinstance(batch, BinaryBatch)
@@ -80,7 +81,7 @@ class BatchMaker:
         rows = self.table.read(plan.indices)
         others = self.table.read(mismatch.partners[list(plan.indices)].tolist())
         crossed = _sequences({**others, "prompt_ids": rows["prompt_ids"]}, "completion_ids")
-        tokens = self._lay_out([sequence.head(mismatch.max_length) for sequence in crossed])
+        tokens = self._lay_out(prompts_scored=0)([sequence.head(mismatch.max_length) for sequence in crossed])
         return Mismatched(
             ids=tuple(rows["id"]),
             weights=_weights(plan),
@@ -88,9 +89,8 @@ class BatchMaker:
             reference_token_logps=_cached(self.reference, rows["id"], tokens.targets, sides=slice(1, 2)),
         )
 
-    @property
-    def _lay_out(self) -> LayOut:
-        return partial(token_batch, pad_id=self.pad_id, score_prompt=self.table.score_prompt, layout=self.layout)
+    def _lay_out(self, *, prompts_scored: int) -> LayOut:
+        return partial(token_batch, pad_id=self.pad_id, prompts_scored=prompts_scored, layout=self.layout)
 
 
 def _weights(plan: MicroBatchPlan) -> Tensor:

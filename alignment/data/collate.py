@@ -36,7 +36,7 @@ class TokenSequence:
 
 
 def token_batch(
-    sequences: Sequence[TokenSequence], *, pad_id: int, score_prompt: bool = False, layout: Layout = Layout.PADDED
+    sequences: Sequence[TokenSequence], *, pad_id: int, prompts_scored: int = 0, layout: Layout = Layout.PADDED
 ) -> TokenBatch:
     """Lays sequences out in rows.
 
@@ -47,8 +47,8 @@ def token_batch(
     Args:
         sequences: One or more.
         pad_id: Fills the rows.
-        score_prompt: Also score what stands before a sequence's last scored token: its prompt, and turns of others
-            between its answers. All but the first token of the sequence, which nothing predicts.
+        prompts_scored: Of so many sequences, the first ones, what stands before the last scored token is scored too:
+            the prompt, and turns of others between answers. All but the first token, which nothing predicts.
         layout: How sequences lie in rows.
 
     Raises:
@@ -67,9 +67,9 @@ def token_batch(
     )
     in_completion = np.zeros(is_real.shape, dtype=bool)
     in_completion[is_real & (column >= prompts[:, None])] = np.concatenate([_flags(item) for item in sequences])
-    scored = in_completion
-    if score_prompt:
-        scored = np.logical_or.accumulate(in_completion[:, ::-1], axis=1)[:, ::-1] & (column > 0)
+    scored = in_completion.copy()
+    before = np.logical_or.accumulate(in_completion[:prompts_scored, ::-1], axis=1)[:, ::-1]
+    scored[:prompts_scored] = before & (column > 0)
 
     places, segments, input_ids, position_ids = np.arange(ids.size).reshape(ids.shape), None, ids, None
     if layout is not Layout.PADDED:
@@ -92,7 +92,7 @@ def token_batch(
         sequence_index=torch.from_numpy(np.nonzero(scored)[0]),
         num_sequences=len(sequences),
         num_real_tokens=int(lengths.sum()),
-        in_completion=torch.from_numpy(in_completion[scored]) if score_prompt else None,
+        in_completion=torch.from_numpy(in_completion[scored]) if prompts_scored else None,
         segments=segments,
     )
 

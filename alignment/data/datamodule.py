@@ -49,7 +49,8 @@ class DataModule(pl.LightningDataModule):
         seed: Of the order.
         cache_dir: Where parsed and tokenised records are kept.
         mismatched: Whether binary batches carry prompts with completions of other prompts.
-        score_prompt: Whether every token before the last scored one is scored too, and marked as no completion's.
+        score_prompt: Whether every token before the last scored one is scored too, and marked as no completion's; of
+            pairs before the chosen completion.
         soft_labels: Whether preferences keep how likely the chosen side is the better; else ties are dropped.
         layout: How sequences lie in rows.
     """

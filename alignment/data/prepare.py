@@ -80,7 +80,7 @@ class Preparation:
         tokenizer: Of the trained model.
         cache_dir: Where parsed and tokenised records are kept.
         mismatched: Whether to pair prompts with completions of other prompts.
-        score_prompt: Whether prompts are scored too.
+        score_prompt: Whether prompts are scored too, of pairs before the chosen completion.
         soft_labels: Whether preferences keep how likely the chosen side is the better.
     """
 

@@ -21,7 +21,7 @@ class TokenTable:
         rows: With the columns of ``TOKEN_FEATURES``.
         prefix: Put before every id if any is in ``taken``.
         taken: Ids that another table has.
-        score_prompt: Whether the prompts' tokens are scored too.
+        score_prompt: Whether the prompts' tokens are scored too; of pairs those before the chosen completions.
 
     Attributes:
         score_prompt: The same.
@@ -85,8 +85,7 @@ class TokenTable:
     @property
     def scored(self) -> np.ndarray:
         """Scored tokens of all sequences of each record."""
-        prompts = np.where(self.rejected_lengths > 0, self.prompt_lengths - 1, 0) if self.score_prompt else 0
-        return self.first_scored + self.rejected_lengths + prompts
+        return self.first_scored + self.rejected_lengths
 
     def counted(self) -> dict[str, np.ndarray]:
         """What each record adds to the denominators of its optimiser step."""

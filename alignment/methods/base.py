@@ -84,7 +84,7 @@ class Method(pl.LightningModule):
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether the prompt's tokens are scored too, beside the completion's."""
+        """Whether the prompt's tokens are scored too, beside the completion's; of pairs those of the chosen side."""
         return False
 
     @property
@@ -157,15 +157,18 @@ class Method(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Notes this step's learning rate and, when the step is logged, its gradient's norm before clipping."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.global_step + 1) % every == 0:
+        self._step_facts = {"train/optim/learning_rate": float(optimizer.param_groups[0]["lr"])}
+        if self.is_logged:
             gradients = [p.grad for p in self.trained.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            self._step_facts = {
-                "train/optim/learning_rate": float(optimizer.param_groups[0]["lr"]),
-                "train/optim/grad_norm": whole_norm.item(),
-            }
+            self._step_facts["train/optim/grad_norm"] = whole_norm.item()
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether what is computed now will be in the logs by its turn: in validation, and every so many steps."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return not self.trainer.training or (every > 0 and (self.global_step + 1) % every == 0)
 
     def end_batch(self, batch: Batch) -> None:
         """Counts the budget, and logs at the end of an optimiser step."""

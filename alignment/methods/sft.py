@@ -37,7 +37,7 @@ class SFT(OfflineMethod):
 
     def terms(self, batch: SFTBatch) -> Terms:
         """Computes the cross-entropy of a micro-batch."""
-        policy = self.policy(batch.tokens)
+        policy = self.policy(batch.tokens, entropy=self.is_logged)
         losses = sft_loss(token_logps=policy.token_logps)
         token_weights = batch.weights[policy.sequence_index]
         if self.normaliser == "token":
@@ -53,4 +53,6 @@ class SFT(OfflineMethod):
             "policy/token_accuracy": (policy.is_greedy.float(), token_weights * completion),
             "length/completion_tokens": (policy.num_tokens, batch.weights),
         }
+        if policy.entropies is not None:
+            metrics["policy/entropy_nats"] = (policy.entropies, token_weights * completion)
         return Terms(loss={"nll": term}, metrics=metrics)

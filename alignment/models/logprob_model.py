@@ -81,13 +81,16 @@ class LogprobModel(BackboneModule):
         super().__init__(backbone, layout=layout)
         self.chunk_tokens = chunk_tokens
 
-    def forward(self, batch: TokenBatch, temperature: float = 1.0, collision: bool = False) -> TokenLogps:
+    def forward(
+        self, batch: TokenBatch, temperature: float = 1.0, collision: bool = False, entropy: bool = False
+    ) -> TokenLogps:
         """Scores a batch.
 
         Args:
             batch: Sequences in rows.
             temperature: Divides the logits, as in sampling.
             collision: Whether to give ``collision_logps`` too.
+            entropy: Whether to give ``entropies`` too.
 
         Returns:
             Log-probs in nats, fp32, flat over the scored tokens.
@@ -104,6 +107,7 @@ class LogprobModel(BackboneModule):
             temperature=temperature,
             chunk_tokens=self.chunk_tokens,
             collision=collision,
+            entropy=entropy,
         )
         return TokenLogps(
             token_logps=scored.logps,
@@ -112,6 +116,7 @@ class LogprobModel(BackboneModule):
             in_completion=batch.in_completion,
             is_greedy=scored.is_greedy,
             collision_logps=scored.collision_logps,
+            entropies=scored.entropies,
         )
 
 

@@ -11,6 +11,7 @@ weights' type.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,11 +28,17 @@ class HeadOutput(NamedTuple):
         is_greedy: Whether no other token is likelier than the target.
         collision_logps: log sum_v p(v)^2 in nats, without gradient: the log-probability that two draws give the same
             token. There when it was asked for.
+        entropies: -sum_v p(v) log p(v) in nats, without gradient. There when it was asked for.
     """
 
     logps: Float[Tensor, "T"]
     is_greedy: Bool[Tensor, "T"]
     collision_logps: Float[Tensor, "T"] | None
+    entropies: Float[Tensor, "T"] | None
+
+
+#: Rows of a chunk that a sum over the vocabulary needs a copy of at a time.
+_ROWS = 16
 
 
 def chunked_head(
@@ -45,6 +52,7 @@ def chunked_head(
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
     collision: bool = False,
+    entropy: bool = False,
 ) -> HeadOutput:
     """Projects hidden states onto the vocabulary, a chunk at a time, and keeps what is asked of each token.
 
@@ -62,6 +70,7 @@ def chunked_head(
         chunk_tokens: Rows that are projected at a time: the peak is about C * V * 4 bytes. A head that is not in
             fp32 is copied to it, another V * H * 4 bytes, and its gradient is summed in as many.
         collision: Whether to give ``collision_logps``.
+        entropy: Whether to give ``entropies``.
 
     Example:
         >>> hidden, weight = torch.zeros(2, 4), torch.zeros(8, 4)
@@ -72,7 +81,7 @@ def chunked_head(
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     head = _Head(scale=scale, softcap=softcap, temperature=temperature)
     return HeadOutput(
-        *_ChunkedHead.apply(hidden, weight, bias, targets, head, chunk_tokens, collision)  # type: ignore[misc]
+        *_ChunkedHead.apply(hidden, weight, bias, targets, head, chunk_tokens, collision, entropy)  # type: ignore[misc]
     )
 
 
@@ -124,12 +133,13 @@ class _ChunkedHead(torch.autograd.Function):
         head: _Head,
         chunk_tokens: int,
         collision: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         with torch.autocast(hidden.device.type, enabled=False):
             weight_a = _accurate(weight)
             bias_a = None if bias is None else _accurate(bias)
             num_tokens = len(hidden)
-            logps, normalisers, collisions = (weight_a.new_empty(num_tokens) for _ in range(3))
+            logps, normalisers, collisions, entropies = (weight_a.new_empty(num_tokens) for _ in range(4))
             is_greedy = torch.empty(num_tokens, dtype=torch.bool, device=hidden.device)
             powers = total = None
             for start in range(0, num_tokens, chunk_tokens):
@@ -146,15 +156,18 @@ class _ChunkedHead(torch.autograd.Function):
                 is_greedy[chunk] = (at_target >= largest)[:, 0]
                 normalisers[chunk] = normaliser[:, 0]
                 if collision:
-                    collisions[chunk] = powers.square().sum(-1).log() - 2 * total[:, 0].log()
+                    collisions[chunk] = _row_sums(torch.square, powers).log() - 2 * total[:, 0].log()
+                if entropy:
+                    powers_log = _row_sums(lambda rows: torch.xlogy(rows, rows), powers)
+                    entropies[chunk] = total[:, 0].log() - powers_log / total[:, 0]
             # The last chunk waits as (softmax - onehot(target)) * total. With a soft cap it would take the logits too.
             ctx.kept = None
             if powers is not None and total is not None and head.softcap is None and any(ctx.needs_input_grad):
                 ctx.kept = powers.scatter_add_(-1, targets[-len(powers) :, None], -total), total
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
         ctx.head, ctx.chunk_tokens = head, chunk_tokens
-        ctx.mark_non_differentiable(is_greedy, collisions)
-        return logps, is_greedy, collisions if collision else None
+        ctx.mark_non_differentiable(is_greedy, collisions, entropies)
+        return logps, is_greedy, collisions if collision else None, entropies if entropy else None
 
     @staticmethod
     def backward(ctx: Any, grad_logps: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -199,7 +212,13 @@ class _ChunkedHead(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
+
+
+def _row_sums(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Sums a function of each row, a few rows at a time: a copy of all would be another chunk."""
+    return torch.cat([function(rows).sum(-1) for rows in torch.split(values, _ROWS)])
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:

@@ -51,16 +51,17 @@ def test_against_a_loop(items: list[TokenSequence]) -> None:
     check(token_batch(items, pad_id=PAD), items)
 
 
-@given(st.lists(sequences(), min_size=1, max_size=5))
-def test_scored_prompts_against_a_loop(items: list[TokenSequence]) -> None:
-    batch = token_batch(items, pad_id=PAD, score_prompt=True)
+@given(st.lists(sequences(), min_size=1, max_size=5), st.integers(1, 5))
+def test_scored_prompts_against_a_loop(items: list[TokenSequence], prompts_scored: int) -> None:
+    batch = token_batch(items, pad_id=PAD, prompts_scored=prompts_scored)
     width = batch.input_ids.shape[1]
     places = []
     for number, item in enumerate(items):
         counts = [False] * len(item.prompt_ids) + (item.scored or [True] * len(item.completion_ids))
         whole = [*item.prompt_ids, *item.completion_ids]
         last = max((column for column, flag in enumerate(counts) if flag), default=0)
-        places += [(number, number * width + at - 1, whole[at], counts[at]) for at in range(1, last + 1)]
+        scored = [at for at in range(1, last + 1) if counts[at] or number < prompts_scored]
+        places += [(number, number * width + at - 1, whole[at], counts[at]) for at in scored]
     assert batch.in_completion is not None
     found = (batch.sequence_index, batch.predictor_index, batch.targets, batch.in_completion)
     assert list(zip(*(value.tolist() for value in found), strict=True)) == places
@@ -69,7 +70,7 @@ def test_scored_prompts_against_a_loop(items: list[TokenSequence]) -> None:
 def test_scored_prompt_by_hand() -> None:
     """Two answers with another's turn (21, 22) between them, and a cut turn (24) behind, which is not scored."""
     sequence = TokenSequence([10, 11, 12], [20, 21, 22, 23, 24], [True, False, False, True, False])
-    batch = token_batch([sequence], pad_id=PAD, score_prompt=True)
+    batch = token_batch([sequence], pad_id=PAD, prompts_scored=1)
     assert batch.targets.tolist() == [11, 12, 20, 21, 22, 23]
     assert batch.in_completion is not None
     assert batch.in_completion.tolist() == [False, False, True, False, False, True]

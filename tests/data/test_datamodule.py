@@ -61,7 +61,7 @@ def test_preference_batch_with_scored_prompts(make_module: Make, preference_rows
     all_scored = sum(len(batch.tokens.targets) for batch in batches)
     in_completions = sum(int(batch.tokens.in_completion.sum()) for batch in batches)
     of_chosen = sum(int((batch.tokens.sequence_index < 3).sum()) for batch in batches)
-    assert all_scored == in_completions + 2 * sum(len(tokenizer(row["prompt"])["input_ids"]) - 1 for row in rows)
+    assert all_scored == in_completions + sum(len(tokenizer(row["prompt"])["input_ids"]) - 1 for row in rows)
     for batch, without in zip(batches, plain, strict=True):
         assert batch.counts == {
             "records": 6,

@@ -85,14 +85,22 @@ def test_a_short_run_logs_its_last_step(tmp_path):
     assert set(metrics(run_dir)) == {3}
 
 
+def test_a_last_step_between_two_logged_ones_has_facts_of_its_own(tmp_path):
+    steps = ("method=dpo", "trainer.max_steps=3", "trainer.log_every_n_steps=2", "trainer.limit_val_batches=0")
+    rows = metrics(train(job(tmp_path, *steps, "schedule.warmup=0", "export=null"), tmp_path / "run"))
+    assert set(rows) == {2, 3}
+    assert rows[3]["train/optim/learning_rate"] < rows[2]["train/optim/learning_rate"]
+    assert "train/optim/grad_norm" in rows[2]
+    assert "train/optim/grad_norm" not in rows[3]
+
+
 def test_records_longer_than_the_context_are_refused_before_any_weight_is_read(tmp_path):
     with pytest.raises(ConfigError, match=r"data.max_length: got 128, expected at most 16, the model's context"):
         train(job(tmp_path, "method=dpo", "model.config.max_position_embeddings=16"), tmp_path / "run")
 
 
-def test_a_machine_without_a_gpu_is_told_before_anything_is_loaded(tmp_path):
-    if torch.cuda.is_available():
-        return
+def test_a_machine_without_a_gpu_is_told_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"hardware.accelerator: got 'cuda', expected cpu"):
         train(job(tmp_path, "method=dpo", "hardware=single_gpu"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 """Which tokens a likelihood is of, on log-probs made by hand: the prompt's are scored too, or are not."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -79,10 +80,13 @@ def test_orpos_odds_and_rewards_never_see_the_prompt(prompts):
 
 @pytest.mark.parametrize("prompts", [False, True])
 @pytest.mark.parametrize("normaliser", ["token", "sequence"])
-def test_sft_learns_prompts_where_asked(prompts, normaliser):
+def test_sft_learns_prompts_where_asked(prompts, normaliser, monkeypatch):
+    monkeypatch.setattr(SFT, "is_logged", False)
     method = SFT(normaliser=normaliser, train_on_prompt=prompts, parts=PARTS)
     assert method.scores_prompt is prompts
-    method.policy = lambda tokens: scored(prompts=prompts)
+    policy = scored(prompts=prompts)
+    # Greedy decoding would write what is likelier than exp(-2), in prompts too.
+    method.policy = lambda tokens, entropy: replace(policy, is_greedy=policy.token_logps > -2)
     batch = SFTBatch(ids=tuple("abcd"), weights=torch.tensor([1.0, 1.0, 1.0, 0.0]), counts={}, tokens=None)
     terms = method.terms(batch)
     term = terms.loss["nll"]
@@ -93,6 +97,7 @@ def test_sft_learns_prompts_where_asked(prompts, normaliser):
         assert term.per == "tokens"
         assert (term.values * term.weights).sum().item() == (43.0 if prompts else 10.0)
     # What is logged of completions is the same either way.
-    values, weights = terms.metrics["logps/completion_mean_nats"]
-    assert ((values * weights).sum() / weights.sum()).item() == pytest.approx(-10 / 4)
+    for name, mean in (("logps/completion_mean_nats", -10 / 4), ("policy/token_accuracy", 1 / 4)):
+        values, weights = terms.metrics[name]
+        assert ((values * weights).sum() / weights.sum()).item() == pytest.approx(mean)
     assert terms.metrics["length/completion_tokens"][0].tolist() == [2.0, 1.0, 1.0, 2.0]

@@ -1,4 +1,9 @@
+import math
+
 import pytest
+
+from alignment.data.worlds.tokenizer import world_tokenizer
+from alignment.models.logprob_model import LogprobModel
 
 from method_tester import TWO_PROCESSES, MethodTester
 from runs import job, metrics, train
@@ -45,6 +50,24 @@ def test_two_processes_agree_with_one(tmp_path, hardware, variant, name):
 @pytest.mark.parametrize("name", TESTERS)
 def test_golden_curve(tmp_path, name):
     TESTERS[name].check_golden(tmp_path, f"sft_{name}")
+
+
+def test_entropy_is_that_of_the_distribution_and_is_computed_when_it_is_logged(tmp_path, monkeypatch):
+    asked: list[bool] = []
+    forward = LogprobModel.forward
+    monkeypatch.setattr(
+        LogprobModel,
+        "forward",
+        lambda self, batch, **on: asked.append(on.get("entropy", False)) or forward(self, batch, **on),
+    )
+    steps = ("method=sft", "trainer.max_steps=4", "trainer.log_every_n_steps=2", "trainer.limit_val_batches=0")
+    rows = metrics(train(job(tmp_path, *steps, "export=null", "callbacks.fresh_samples=null"), tmp_path / "run"))
+    # Two micro-batches a step; before them the check of the head.
+    assert asked == [False, False, False, True, True, False, False, True, True]
+    vocabulary = len(world_tokenizer())
+    for step in (2, 4):
+        assert 0.1 < rows[step]["train/policy/entropy_nats"] < math.log(vocabulary)
+        assert 0 <= rows[step]["train/policy/token_accuracy"] <= 1
 
 
 def test_prompts_are_in_the_loss_and_in_nothing_that_is_logged_of_completions(tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import AutoConfig
 
 from alignment.data.collate import TokenSequence, token_batch
@@ -118,8 +119,8 @@ def test_a_mask_is_cut_into_blocks_of_queries(family, monkeypatch):
 @pytest.mark.parametrize("layout", ROWS)
 def test_scored_prompts_are_those_of_padded_rows(layout):
     padded, other = (model_in(kind, "llama", torch.float64) for kind in (Layout.PADDED, layout))
-    expected = padded(batch_in(Layout.PADDED, pairs(), score_prompt=True))
-    got = other(batch_in(layout, pairs(), score_prompt=True))
+    expected = padded(batch_in(Layout.PADDED, pairs(), prompts_scored=3))
+    got = other(batch_in(layout, pairs(), prompts_scored=3))
     torch.testing.assert_close(got.token_logps, expected.token_logps, rtol=1e-10, atol=1e-10)
     assert got.in_completion is not None
     assert expected.in_completion is not None
@@ -138,6 +139,28 @@ def test_gradient_checkpointing_sees_the_same_sequences_twice(layout):
         model.train()(batch).token_logps.sum().backward()
     for got, expected in zip(checkpointed.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(got.grad, expected.grad, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_compiled_graphs_do_not_grow_with_the_shapes_of_batches():
+    """Six batches of other lengths, other groups: after the second no graph is added."""
+    torch._dynamo.reset()
+    counters.clear()
+    model = model_in(Layout.PREFIX_SHARED, "llama", torch.float32)
+    plain = copy.deepcopy(model)
+    model.hf_model.base_model.compile(dynamic=True)
+    graphs: list[int] = []
+    for seed in range(6):
+        first = random_sequences([(3 + seed, 5), (7, 2 + seed), (4, 9)][: 2 + seed % 2], seed=seed)
+        others = random_sequences([(1, 3 + seed)] * len(first), seed=seed + 9)
+        second = [TokenSequence(a.prompt_ids, b.completion_ids) for a, b in zip(first, others, strict=True)]
+        batch = batch_in(Layout.PREFIX_SHARED, [*first, *second])
+        got, expected = model(batch).token_logps, plain(batch).token_logps
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        got.sum().backward()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] >= 1
+    assert graphs[-1] == graphs[1]
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])

@@ -187,11 +187,13 @@ def test_no_more_than_a_chunk_of_logits_exists(chunk):
     assert floor <= live.peak <= 1.25 * floor + 2 * weight_gradient
 
 
-def test_greedy_tokens_and_collisions_come_from_the_same_pass():
+def test_greedy_tokens_collisions_and_entropies_come_from_the_same_pass():
     hidden, weight, bias, targets = _inputs(torch.float64, with_bias=True)
     logits = (hidden @ weight.T + bias) / 0.7
     targets[::2] = logits.argmax(-1)[::2]
-    got = chunked_head(hidden, weight, targets, bias=bias, temperature=0.7, chunk_tokens=4, collision=True)
+    got = chunked_head(
+        hidden, weight, targets, bias=bias, temperature=0.7, chunk_tokens=4, collision=True, entropy=True
+    )
     assert got.is_greedy.equal(logits.argmax(-1) == targets)
     assert got.is_greedy.any()
     assert not got.is_greedy.all()
@@ -199,4 +201,8 @@ def test_greedy_tokens_and_collisions_come_from_the_same_pass():
     torch.testing.assert_close(got.collision_logps, expected.detach(), rtol=1e-10, atol=1e-12)
     assert got.collision_logps is not None
     assert not got.collision_logps.requires_grad
-    assert chunked_head(hidden, weight, targets).collision_logps is None
+    by_hand = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(got.entropies, by_hand.detach(), rtol=1e-10, atol=1e-12)
+    assert got.entropies is not None
+    assert not got.entropies.requires_grad
+    assert chunked_head(hidden, weight, targets)[2:] == (None, None)

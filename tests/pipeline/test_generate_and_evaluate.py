@@ -172,12 +172,12 @@ def test_the_start_is_the_same_kind_of_model_from_another_path():
         start_model(fresh)
 
 
-def test_the_hardware_group_means_one_device():
+def test_the_hardware_group_means_one_device(monkeypatch):
     cpu = OmegaConf.create({"accelerator": "cpu", "devices": 1, "num_nodes": 1})
     assert one_device(cpu) == torch.device("cpu")
     for change in ({"devices": -1}, {"devices": 2}, {"devices": [0, 1]}, {"num_nodes": 2}):
         with pytest.raises(ConfigError, match=r"hardware\.devices"):
             one_device(OmegaConf.merge(cpu, change))
-    if not torch.cuda.is_available():
-        with open_dict(cpu), pytest.raises(ConfigError, match=r"hardware\.accelerator: got 'cuda', expected cpu"):
-            one_device(OmegaConf.merge(cpu, {"accelerator": "cuda"}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with open_dict(cpu), pytest.raises(ConfigError, match=r"hardware\.accelerator: got 'cuda', expected cpu"):
+        one_device(OmegaConf.merge(cpu, {"accelerator": "cuda"}))
