@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from alignment.ops.kl import k1
 from alignment.rewards.base import Reward
 from alignment.rollout.engine import TokenPrompt, evaluating
 from alignment.rollout.hf import HFEngine, plain
-from alignment.types import Rollout, Sampling, TokenBatch, TokenLogps
+from alignment.types import Layout, Rollout, Sampling, TokenBatch, TokenLogps
 from alignment.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -191,8 +192,9 @@ def _measure(
     batch_size: int,
 ) -> list[Sample]:
     device = next(policy.parameters()).device
-    policy_logps = score(rollouts, policy, batch_size=batch_size, device=device)
-    start_logps = None if start is None else score(rollouts, start, batch_size=batch_size, device=device)
+    scored = partial(score, rollouts, batch_size=batch_size, device=device, layout=policy.layout)
+    policy_logps = scored(policy)
+    start_logps = None if start is None else scored(start)
     rewards = None if reward is None else reward.score(rollouts)
     samples = []
     for place, rollout in enumerate(rollouts):
@@ -211,7 +213,9 @@ def _measure(
     return samples
 
 
-def score(rollouts: Sequence[Rollout], scorer: Scorer, *, batch_size: int, device: torch.device) -> list[torch.Tensor]:
+def score(
+    rollouts: Sequence[Rollout], scorer: Scorer, *, batch_size: int, device: torch.device, layout: Layout
+) -> list[torch.Tensor]:
     """Returns the log-probs at temperature 1 of each roll-out's completion tokens, in nats.
 
     Args:
@@ -219,6 +223,7 @@ def score(rollouts: Sequence[Rollout], scorer: Scorer, *, batch_size: int, devic
         scorer: The log-prob path of one model.
         batch_size: Sequences scored at a time.
         device: Where the model is.
+        layout: How sequences lie in rows; the model must take it.
     """
     # Sequences of like length share a batch.
     order = sorted(range(len(rollouts)), key=lambda i: len(rollouts[i].prompt_ids) + len(rollouts[i].completion_ids))
@@ -228,7 +233,7 @@ def score(rollouts: Sequence[Rollout], scorer: Scorer, *, batch_size: int, devic
         sequences = [
             TokenSequence(rollouts[place].prompt_ids, rollouts[place].completion_ids, None) for place in places
         ]
-        scored = scorer(token_batch(sequences, pad_id=FILLER_ID).to(device))
+        scored = scorer(token_batch(sequences, pad_id=FILLER_ID, layout=layout).to(device))
         lengths = [len(rollouts[place].completion_ids) for place in places]
         pieces = scored.token_logps.detach().double().cpu().split(lengths)
         logps |= dict(zip(places, pieces, strict=True))

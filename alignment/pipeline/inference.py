@@ -11,6 +11,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from alignment.models.layout import check_layout, choose_layout
 from alignment.models.logprob_model import LogprobModel, check_head
 from alignment.utils.errors import ConfigError
 
@@ -50,8 +51,11 @@ def load(model: DictConfig, hardware: DictConfig) -> Loaded:
         torch.set_num_threads(hardware.threads)
     source: ModelSource = instantiate(model, _convert_="all")
     tokenizer = source.tokenizer()
-    scored = LogprobModel(source.load(), chunk_tokens=source.chunk_tokens).requires_grad_(False).eval().to(device)
+    layout, _ = choose_layout(source.layout, config=source.config(), attention=source.attention)
+    scored = LogprobModel(source.load(), chunk_tokens=source.chunk_tokens, layout=layout)
+    scored.requires_grad_(False).eval().to(device)
     check_head(scored)
+    check_layout(scored)
     return Loaded(scored, tokenizer, source)
 
 

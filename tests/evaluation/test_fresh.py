@@ -31,21 +31,21 @@ from alignment.models.logprob_model import LogprobModel
 from alignment.rewards.gold import GoldReward
 from alignment.rewards.length import LengthReward
 from alignment.rollout.engine import EncodedPrompt
-from alignment.types import Rollout, Sampling, TokenBatch, TokenLogps
+from alignment.types import Layout, Rollout, Sampling, TokenBatch, TokenLogps
 from alignment.utils.errors import UserError
 
 SAMPLING = Sampling(max_new_tokens=8, temperature=1.0, top_p=1.0, top_k=0, num_samples=2, seed=0, batch_size=8)
 REWARD = LengthReward(target_tokens=8, tolerance_tokens=8)
 
 
-def tiny(seed: int, vocab_size: int = 640) -> LogprobModel:
+def tiny(seed: int, vocab_size: int = 640, layout: Layout = Layout.PADDED) -> LogprobModel:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=0,
         initializer_range=0.3,
     )  # fmt: skip
-    return LogprobModel(LlamaForCausalLM(config), chunk_tokens=32)
+    return LogprobModel(LlamaForCausalLM(config), chunk_tokens=32, layout=layout)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,22 @@ def measure(policy, start, tokenizer, prompts, sampling=SAMPLING, reward=REWARD,
 def sample(prompt_id: str, reward: float | None = 0.0, *, tokens: int = 2, log_ratio: float | None = None, number=0):
     rollout = Rollout(prompt_id, "x", (1,), (5,) * tokens, "a b", "stop", number)
     return Sample(rollout, reward, {}, policy_sum_logp=-1.0 * tokens, log_ratio_nats=log_ratio)
+
+
+@pytest.mark.parametrize("layout", [Layout.PACKED, Layout.PREFIX_SHARED])
+def test_t9_the_layout_changes_no_measurement(tokenizer, prompts, layout, monkeypatch):
+    expected = measure(tiny(1), tiny(2), tokenizer, prompts)
+    rows: list[int] = []
+    forward = LogprobModel.forward
+    monkeypatch.setattr(
+        LogprobModel, "forward", lambda self, batch: rows.append(len(batch.input_ids)) or forward(self, batch)
+    )
+    got = measure(tiny(1, layout=layout), tiny(2, layout=layout), tokenizer, prompts)
+    assert set(rows) == {1}
+    assert got.metrics.keys() == expected.metrics.keys()
+    assert expected.metrics[KL].mean > 0.1
+    for name, estimate in expected.metrics.items():
+        assert got.metrics[name].mean == pytest.approx(estimate.mean, rel=1e-4, abs=1e-5), name
 
 
 def test_t14_a_policy_is_no_nats_from_itself(tokenizer, prompts):
