@@ -74,6 +74,8 @@ def _obstacle(config: PreTrainedConfig, attention: Attention) -> str | None:
     others = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES)
     if others or getattr(config, "attention_chunk_size", None):
         return f"it has layers of another kind: {', '.join(others) or 'chunked_attention'}"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "its attention bounds its logits, which sdpa cannot do"
     if not getattr(model, "_supports_sdpa", False):
         return "its attention is none that sdpa computes"
     if not getattr(model, "_supports_attention_backend", False):
