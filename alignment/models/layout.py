@@ -103,7 +103,9 @@ def check_layout(model: BackboneModule) -> None:
         for batch in [token_batch(sequences, pad_id=0, layout=layout).to(device)]
     )
     error = ((got - expected).abs().max() / expected.abs().max()).item()
-    tolerance = 1e-3 if inner.dtype == torch.float32 else 0.05
+    # Quantised weights are computed with in bf16, whatever the type of the rest.
+    is_exact = inner.dtype == torch.float32 and not getattr(inner, "is_quantized", False)
+    tolerance = 1e-3 if is_exact else 0.05
     if not error <= tolerance:
         raise UserError(
             f"model.layout={model.layout}: hidden states of {type(inner).__name__} differ from those of padded rows by "

@@ -249,6 +249,18 @@ def test_auto_leaves_what_was_not_tested_padded_and_says_how_to_try():
 
 
 @pytest.mark.parametrize("layout", ROWS)
+def test_quantised_weights_may_round_as_bf16_does(layout):
+    model = model_in(layout, "llama", torch.float32)
+    noise = torch.Generator().manual_seed(0)
+    for layer in model.hf_model.model.layers:  # rounds, and not in the same way for every shape of rows
+        layer.mlp.register_forward_hook(lambda _, __, out: out * (1 + 0.008 * torch.randn(out.shape, generator=noise)))
+    with pytest.raises(UserError, match="at most 0.001 is rounding"):
+        check_layout(model)
+    model.hf_model.is_quantized = True
+    check_layout(model)
+
+
+@pytest.mark.parametrize("layout", ROWS)
 def test_a_model_that_leaks_is_refused(layout, monkeypatch):
     model = model_in(layout, "llama", torch.float32)
     check_layout(model)
