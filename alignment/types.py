@@ -218,6 +218,52 @@ class PromptBatch(Batch):
 
 
 @dataclass(frozen=True)
+class RolloutBatch(Batch):
+    """Completions that the policy wrote, group by group: one sequence each.
+
+    What is said of tokens is flat over the scored tokens of ``tokens``. ``counts`` also holds ``sequences`` (those of
+    weight 1), ``tokens`` (theirs), and ``new_prompts``: those that no earlier step has trained on.
+
+    Attributes:
+        tokens: The sequences.
+        sequence_weights: 1 for a completion that is learnt from; 0 in a filler, and for one that is masked.
+        advantages: Of each token.
+        sampler_logps: Log-probs in nats under the engine that drew the tokens.
+        old_logps: Under the policy as it was then; ``None`` where this step is the first since.
+        reference_logps: Under the reference; ``None`` where no term takes it.
+        old_values: What the critic said then of the state before each token; ``None`` without a critic.
+        returns: What the critic is to say of it; ``None`` without a critic.
+    """
+
+    tokens: TokenBatch
+    sequence_weights: Float[Tensor, "sequences"]
+    advantages: Float[Tensor, "tokens"]
+    sampler_logps: Float[Tensor, "tokens"]
+    old_logps: Float[Tensor, "tokens"] | None = None
+    reference_logps: Float[Tensor, "tokens"] | None = None
+    old_values: Float[Tensor, "tokens"] | None = None
+    returns: Float[Tensor, "tokens"] | None = None
+
+    @property
+    def token_weights(self) -> Float[Tensor, "tokens"]:
+        """Its sequence's weight for each token."""
+        return self.sequence_weights[self.tokens.sequence_index]
+
+
+@dataclass(frozen=True)
+class Values(OnDevice):
+    """What a critic says.
+
+    Attributes:
+        before: Of the state before each scored token: what it predicts from (flat, fp32).
+        after: Of the state after each sequence's last token.
+    """
+
+    before: Float[Tensor, "tokens"]
+    after: Float[Tensor, "sequences"]
+
+
+@dataclass(frozen=True)
 class TokenLogps(OnDevice):
     """The log-prob path's result, flat over the batch's scored tokens.
 
@@ -232,6 +278,7 @@ class TokenLogps(OnDevice):
         collision_logps: log of the sum over the vocabulary of p(. | prefix)^2, in nats, without gradient: the
             log-probability that two draws are the same token. There when it was asked for.
         entropies: Of p(. | prefix), in nats, without gradient. There when they were asked for.
+        values: Of the value head on the same trunk. There when they were asked for.
     """
 
     token_logps: Float[Tensor, "tokens"]
@@ -241,6 +288,7 @@ class TokenLogps(OnDevice):
     is_greedy: Bool[Tensor, "tokens"] | None = None
     collision_logps: Float[Tensor, "tokens"] | None = None
     entropies: Float[Tensor, "tokens"] | None = None
+    values: Values | None = None
 
     @property
     def num_tokens(self) -> Float[Tensor, "sequences"]:
@@ -273,6 +321,9 @@ class Sampling:
         temperature: Divides the logits; scoring must use the same.
         top_p: Keep the smallest set of tokens with this much probability; 1.0 keeps all.
         top_k: Keep this many of the most likely tokens; 0 keeps all.
+        min_p: Keep tokens with at least this part of the likeliest one's probability; 0 keeps all.
+        stop: Texts that end a completion, and stay in it.
+        bad_words: Texts that are never written.
         num_samples: Completions for each prompt.
         seed: Seeds the draw, which leaves the process's own random state untouched.
         batch_size: Completions generated at a time.
@@ -285,14 +336,18 @@ class Sampling:
     num_samples: int
     seed: int
     batch_size: int
+    min_p: float
+    stop: list[str]
+    bad_words: list[str]
 
 
 @dataclass(frozen=True)
 class Rollout:
     """One sampled completion; its tokens are kept as they were generated, never re-tokenised.
 
-    ``finish_reason`` is ``stop`` when an end-of-sequence token was drawn (it is the last of
-    ``completion_ids``) and ``length`` when the completion was cut off.
+    ``finish_reason`` is ``stop`` when an end-of-sequence token was drawn (it is the last of ``completion_ids``) or a
+    stop text written, and ``length`` when the completion was cut off. ``token_logps`` are the log-probs in nats of the
+    completion's tokens under the distribution that they were drawn from; ``seed`` is the sampling's.
     """
 
     prompt_id: str
@@ -303,6 +358,13 @@ class Rollout:
     finish_reason: str
     sample: int
     answer: dict[str, Any] = field(default_factory=dict[str, Any])
+    token_logps: tuple[float, ...] = ()
+    seed: int = 0
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the completion was cut off."""
+        return self.finish_reason == "length"
 
 
 @dataclass(frozen=True)

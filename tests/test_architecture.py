@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alignment"
 #: Files of methods/ that are shared by all methods.
-SHARED = {"__init__", "base", "calibration", "offline", "metrics", "nll", "pairwise", "schedules", "preference_metrics"}
+SHARED = {
+    *("__init__", "base", "calibration", "offline", "metrics", "nll", "pairwise", "schedules", "preference_metrics"),
+    *("terms", "online", "online_pairs", "policy_gradient", "rollout_plan", "writer", "experience_loader", "kl"),
+}
 METHODS = sorted(path.stem for path in (PACKAGE / "methods").glob("*.py") if path.stem not in SHARED)
 
 
@@ -25,7 +28,7 @@ def test_imports_go_down_only():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_four_files_and_a_page(name):
     files = [
-        PACKAGE / "losses" / f"{name}.py",
+        mathematics(name),
         PACKAGE / "methods" / f"{name}.py",
         ROOT / "conf" / "method" / f"{name}.yaml",
         ROOT / "tests" / "methods" / f"test_{name}.py",
@@ -36,10 +39,17 @@ def test_a_method_is_four_files_and_a_page(name):
     assert lines <= 250, f"{name} takes {lines} lines in its four files"
 
 
+def mathematics(name: str) -> Path:
+    """A method's loss, or its advantages where the loss is any policy gradient's, or the offline method's objective."""
+    offline = name.removeprefix("online_")
+    places = [PACKAGE / folder / f"{stem}.py" for folder in ("losses", "advantages") for stem in (name, offline)]
+    return next((path for path in places if path.exists()), places[0])
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_else_names_a_method(name):
     """Adding a method edits nothing: no registry, enum or export list knows it."""
-    own = {PACKAGE / "losses" / f"{name}.py", PACKAGE / "methods" / f"{name}.py"}
+    own = {PACKAGE / folder / f"{stem}.py" for folder in ("losses", "methods") for stem in (name, f"online_{name}")}
     importers = [
         str(path.relative_to(ROOT))
         for path in PACKAGE.rglob("*.py")

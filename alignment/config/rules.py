@@ -40,7 +40,7 @@ def adapter_off_needs_adapter(cfg: Config, targets: Targets) -> Iterator[ConfigE
 
 def reference_is_used(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
     """A method without the role REFERENCE must not be given one: it would be loaded for nothing."""
-    roles = _roles(targets)
+    roles = _roles(targets, optional=True)
     if roles is not None and "reference" not in roles and cfg.get("reference") is not None:
         yield ConfigError(
             "reference",
@@ -59,6 +59,39 @@ def reference_is_there(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
             got="none",
             expected=f"a reference, because {_class_name(targets, 'method')} compares the policy with one",
             hint="Use reference=frozen_copy, precomputed, or adapter_off (with adapter=lora)",
+        )
+
+
+def critic_is_used(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """A method without the role CRITIC must not be given one, and one with it cannot do without."""
+    roles = _roles(targets)
+    name = _class_name(targets, "method")
+    if roles is not None and "critic" not in roles and cfg.get("critic") is not None:
+        got, expected = _class_name(targets, "critic"), f"none, because {name} has no critic"
+        yield ConfigError("critic", got=got, expected=expected, hint="Use critic=none")
+    if roles is not None and "critic" in roles and cfg.get("critic") is None:
+        expected = f"a critic, because {name} takes advantages from its values"
+        yield ConfigError("critic", got="none", expected=expected, hint="Use critic=separate or value_head")
+
+
+def a_head_on_the_trunk_warms_up_with_it(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """The loss of a value head moves the policy's trunk: it cannot learn alone."""
+    steps = _get(cfg, "method", "critic_warmup_steps")
+    if steps and _class_name(targets, "critic") == "ValueHead":
+        expected, hint = "0 with critic=value_head", "Its loss trains the policy's trunk too: use critic=separate"
+        yield ConfigError("method.critic_warmup_steps", got=steps, expected=expected, hint=hint)
+
+
+def completions_are_in_no_cache(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """What a policy writes in training was never scored before."""
+    method = targets.get("method")
+    writes = method is not None and method.batch_type.__name__ == "PromptBatch"
+    if writes and _class_name(targets, "reference") == "Precomputed":
+        yield ConfigError(
+            "reference",
+            got="precomputed",
+            expected=f"frozen_copy, because {_class_name(targets, 'method')} learns from what the policy writes",
+            hint="Its completions are in no cache; or reference=adapter_off with adapter=lora",
         )
 
 
@@ -218,6 +251,9 @@ RULES: tuple[Rule, ...] = (
     adapter_off_needs_adapter,
     reference_is_used,
     reference_is_there,
+    critic_is_used,
+    a_head_on_the_trunk_warms_up_with_it,
+    completions_are_in_no_cache,
     judges_write_nothing,
     fused_update_leaves_no_room_to_clip,
     quantization_needs_adapter,
@@ -232,10 +268,12 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def _roles(targets: Targets) -> frozenset[str] | None:
+def _roles(targets: Targets, *, optional: bool = False) -> frozenset[str] | None:
     """Returns the roles that the configured method declares; the verbs without a method have none."""
     method = targets.get("method")
-    return None if method is None else frozenset(str(role) for role in method.roles)
+    if method is None:
+        return None
+    return frozenset(str(role) for role in (method.roles | method.optional_roles if optional else method.roles))
 
 
 def _class_name(targets: Targets, key: str) -> str:

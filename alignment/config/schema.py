@@ -53,6 +53,7 @@ class TrainConfig:
     trainer: Node
     adapter: Node | None
     reference: Node | None
+    critic: Node | None
     reward: Node | None
     rollout: Node | None
     callbacks: dict[str, Node | None]

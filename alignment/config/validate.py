@@ -29,14 +29,29 @@ RUNTIME: dict[str, frozenset[str]] = {
         {"chosen_log_ratio", "rejected_log_ratio", "beta", "reference_margin", "weights", "reward_shift"}
     ),
     "method.divergence": frozenset({"log_ratio"}),
+    "method.policy_loss": frozenset({"policy_logps", "old_logps", "advantages"}),
+    "method.value_loss": frozenset({"values", "old_values", "returns"}),
+    "rollout.engine": frozenset({"model", "tokenizer"}),
     "data": frozenset(
-        {"tokenizer", "batch_type", "seed", "cache_dir", "score_prompt", "soft_labels", "mismatched", "layout"}
+        {
+            "tokenizer",
+            "batch_type",
+            "seed",
+            "cache_dir",
+            "score_prompt",
+            "soft_labels",
+            "mismatched",
+            "layout",
+            "steps_a_batch",
+        }
     ),
     "optim": frozenset({"params"}),
     "schedule": frozenset({"optimizer", "total_steps"}),
     "reference": frozenset({"policy", "load_frozen"}),
+    "critic": frozenset({"policy", "source", "seed"}),
     "trainer": frozenset({"hardware", "accumulate", "run_dir", "callbacks", "loggers"}),
     "callbacks": frozenset({"folder"}),
+    "callbacks.fresh_samples.engine": frozenset({"model", "tokenizer"}),
     "logger": frozenset({"save_dir"}),
 }
 _RESERVED = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
@@ -96,7 +111,7 @@ def _check_fields(key: str, values: Mapping[str, Any], fields: type, targets: di
     Args:
         key: Where the mapping stands; empty for the root.
         values: The mapping.
-        fields: The dataclass.
+        fields: The dataclass, or the typed dictionary.
         targets: What the nodes inside lead to; ``None`` before they are imported: then a mapping is a mapping.
     """
     hints = typing.get_type_hints(fields)
@@ -106,26 +121,40 @@ def _check_fields(key: str, values: Mapping[str, Any], fields: type, targets: di
             raise _unknown(key, name, value, list(hints), where)
         entry_type = (typing.get_args(hints[name]) or (None,))[-1]
         if isinstance(entry_type, type) and dataclasses.is_dataclass(entry_type):
-            _check_entries(_join(key, name), value, entry_type)
+            _check_entries(_join(key, name), value, entry_type, {})
         elif isinstance(value, Mapping) and (targets is None or "_target_" in value):
-            if not _takes_mapping(hints[name]):
+            if not _takes_mapping(hints[name]) and not (targets and mismatch(value, hints[name], targets) is None):
                 raise ConfigError(_join(key, name), got=_shown(value), expected=describe(hints[name]))
         else:
             _check_type(_join(key, name), value, hints[name], targets or {})
-    for field in dataclasses.fields(fields):
-        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        if field.name not in values and not has_default:
-            raise _missing(_join(key, field.name), describe(hints[field.name]))
+    for name in _required(fields):
+        if name not in values:
+            raise _missing(_join(key, name), describe(hints[name]))
 
 
-def _check_entries(key: str, values: Any, fields: type) -> None:
-    """Checks a mapping from names to mappings with the fields of a dataclass."""
+def _required(fields: type) -> list[str]:
+    """Returns the fields of a dataclass without a default, or those of a typed dictionary."""
+    if typing.is_typeddict(fields):
+        return list(typing.get_type_hints(fields))
+    missing = dataclasses.MISSING
+    return [field.name for field in dataclasses.fields(fields) if field.default is field.default_factory is missing]
+
+
+def _check_entries(key: str, values: Any, fields: type, targets: dict[int, Any]) -> None:
+    """Checks a mapping from names to mappings with the fields of a dataclass or a typed dictionary."""
+    expected = f"a mapping with {', '.join(typing.get_type_hints(fields))}"
     if not isinstance(values, Mapping) or not values:
-        raise ConfigError(key, got=_shown(values), expected="a mapping from names to mappings")
+        raise ConfigError(key, got=_shown(values), expected=f"names, each with {expected}")
     for name, entry in values.items():
         if not isinstance(entry, Mapping):
-            raise ConfigError(_join(key, name), got=entry, expected="a mapping")
-        _check_fields(_join(key, name), entry, fields, {})
+            raise ConfigError(_join(key, name), got=entry, expected=expected)
+        _check_fields(_join(key, name), entry, fields, targets)
+
+
+def _entry_type(annotation: Any) -> type | None:
+    """Returns the typed dictionary that every entry of an annotated mapping is, if there is one."""
+    entry_type = (typing.get_args(annotation) or (None,))[-1]
+    return entry_type if typing.is_typeddict(entry_type) else None
 
 
 def _check_components(plain: Mapping[str, Any], fields: type) -> None:
@@ -155,8 +184,11 @@ def _check_call(key: str, node: Mapping[str, Any], target: Any, targets: dict[in
         if name not in named and (not is_open or name == "_args_"):
             known = sorted(named - runtime)
             raise _unknown(key, name, value, known, f"an argument of {_name(target)}")
-        if name in named:
-            _check_type(_join(key, name), value, _annotation(target, parameters[name]), targets)
+        annotation = _annotation(target, parameters[name]) if name in named else None
+        if (entry_type := _entry_type(annotation)) is not None:
+            _check_entries(_join(key, name), value, entry_type, targets)
+        elif name in named:
+            _check_type(_join(key, name), value, annotation, targets)
     for name in parameters:
         if name in named - runtime - given.keys() and parameters[name].default is inspect.Parameter.empty:
             raise _missing(_join(key, name), describe(_annotation(target, parameters[name])), _name(target))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
@@ -23,6 +24,22 @@ from alignment.data.store import content_hash
 from alignment.data.truncation import CompletionPolicy, PromptPolicy, Truncation
 from alignment.types import Batch, Layout, PreferenceBatch, SFTBatch
 from alignment.utils.errors import ConfigError
+
+
+class TrainLoader(Protocol):
+    """What training iterates over: it knows where it stands."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns where training stands."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up training there."""
+        ...
 
 
 class DataModule(pl.LightningDataModule):
@@ -53,6 +70,7 @@ class DataModule(pl.LightningDataModule):
             pairs before the chosen completion.
         soft_labels: Whether preferences keep how likely the chosen side is the better; else ties are dropped.
         layout: How sequences lie in rows.
+        steps_a_batch: Optimiser steps for which a batch of prompts is read at once; a batch is whole on each rank.
     """
 
     def __init__(
@@ -80,6 +98,7 @@ class DataModule(pl.LightningDataModule):
         score_prompt: bool = False,
         soft_labels: bool = False,
         layout: Layout = Layout.PADDED,
+        steps_a_batch: int = 1,
     ) -> None:
         super().__init__()
         if score_prompt and batch_type not in (SFTBatch, PreferenceBatch):
@@ -103,10 +122,12 @@ class DataModule(pl.LightningDataModule):
         )
         self._tokenizer, self._batch_type, self._seed = tokenizer, batch_type, seed
         self._shuffle, self._num_workers, self._layout = shuffle, num_workers, layout
+        self._steps_a_batch = steps_a_batch
+        self._wrap: Callable[[PlannedLoader], TrainLoader] | None = None
         self._prepared: Prepared | None = None
         self._reference: ReferenceCache | None = None
         self._position: dict[str, Any] | None = None
-        self._train_loader: PlannedLoader | None = None
+        self._train_loader: TrainLoader | None = None
         self._loaders: list[PlannedLoader] = []
 
     def prepare_data(self) -> None:
@@ -183,21 +204,36 @@ class DataModule(pl.LightningDataModule):
         """Micro-batches of each rank in an optimiser step."""
         return Geometry(self.batch_size, self.micro_batch_size, world_size).accumulate
 
-    def train_dataloader(self) -> PlannedLoader:
+    def train_dataloader(self) -> TrainLoader:
         """This rank's micro-batches, ``accumulate`` for each optimiser step."""
-        geometry = Geometry(self.batch_size, self.micro_batch_size, self._world_size)
-        loader = self._loader("train", geometry, shuffle=self._shuffle, in_flight=self._in_flight)
+        if self._wrap is None:
+            loader = self._loader("train", self.step_geometry, shuffle=self._shuffle, in_flight=self.in_flight)
+        else:
+            size = self.batch_size * self._steps_a_batch
+            geometry = Geometry(size, math.ceil(size / self._world_size), self._world_size)
+            loader = self._wrap(self._loader("train", geometry, shuffle=self._shuffle, in_flight=_none_in_flight))
         if self._position is not None:
             loader.load_state_dict(self._position)
         self._train_loader = loader
         return loader
 
+    def wrap_training(self, wrap: Callable[[PlannedLoader], TrainLoader]) -> None:
+        """Has what is trained on made from prompts: ``wrap`` turns batches of prompts into micro-batches."""
+        self._wrap = wrap
+
+    @property
+    def step_geometry(self) -> Geometry:
+        """How an optimiser step is cut up."""
+        return Geometry(self.batch_size, self.micro_batch_size, self._world_size)
+
     def val_dataloader(self) -> PlannedLoader | list[Any]:
-        """This rank's share of the held-out records, in a fixed order, cut into steps as in training."""
-        if "validation" not in self.prepared.tables:
+        """This rank's share of the held-out records, in a fixed order, cut into steps as in training.
+
+        There are none of prompts, which have no loss: held-out prompts are for fresh samples.
+        """
+        if "validation" not in self.prepared.tables or self._wrap is not None:
             return []
-        geometry = Geometry(self.batch_size, self.micro_batch_size, self._world_size)
-        return self._loader("validation", geometry, shuffle=False, in_flight=_none_in_flight)
+        return self._loader("validation", self.step_geometry, shuffle=False, in_flight=_none_in_flight)
 
     def reference_dataloaders(self) -> dict[str, PlannedLoader]:
         """Every record once, in order, on any rank: for filling the reference cache."""
@@ -237,7 +273,7 @@ class DataModule(pl.LightningDataModule):
         for loader in self._loaders:
             loader.close()
         self._loaders.clear()
-        self._position = self._train_loader = None
+        self._position = self._train_loader = self._wrap = None
 
     def attach_reference(self, cache: ReferenceCache) -> None:
         """Puts cached log-probs into every batch from now on.
@@ -280,7 +316,7 @@ class DataModule(pl.LightningDataModule):
     def _rank(self) -> int:
         return 0 if self.trainer is None else self.trainer.global_rank
 
-    def _in_flight(self) -> int:
+    def in_flight(self) -> int:
         """1 between handing out a batch and the end of its step: an interrupted one was not trained on."""
         if self.trainer is None:
             return 0

@@ -18,6 +18,7 @@ from alignment.evaluation.records import record_evaluation
 from alignment.models.logprob_model import LogprobModel
 from alignment.models.sharding import whole
 from alignment.rewards.base import Reward
+from alignment.rollout.engine import EngineBuilder
 from alignment.types import Sampling
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class FreshSamples(Callback):
     Args:
         num_prompts: Held-out prompts.
         every_n_steps: Optimiser steps between two; ``None`` samples at the start and at the end only.
+        engine: Makes what draws.
         sampling: How to draw.
         reward: Judges the samples; ``None`` leaves rewards out.
         start_model: What the KL is taken against: ``reference`` is the run's own reference, where it can score fresh
@@ -46,6 +48,7 @@ class FreshSamples(Callback):
         *,
         num_prompts: int,
         every_n_steps: int | None,
+        engine: EngineBuilder,
         sampling: Sampling,
         reward: Reward | None,
         start_model: Literal["reference", "load"],
@@ -53,7 +56,7 @@ class FreshSamples(Callback):
     ) -> None:
         self.num_prompts = num_prompts
         self.every_n_steps = every_n_steps
-        self.sampling = sampling
+        self.engine, self.sampling = engine, sampling
         self.reward = reward
         self.start_model = start_model
         self.folder = folder
@@ -102,6 +105,7 @@ class FreshSamples(Callback):
                 policy=module.policy,
                 start=start,
                 tokenizer=module.bundle.tokenizer,
+                engine=self.engine,
                 prompts=prompts,
                 sampling=self.sampling,
                 reward=self.reward,
@@ -110,7 +114,7 @@ class FreshSamples(Callback):
                 world_size=trainer.world_size,
             )
         self._measured_step = step
-        module.budget["tokens_generated"] += evaluation.tokens_generated
+        module.budget["tokens_measured"] += evaluation.tokens_generated
         module.publish({f"fresh/{name}": estimate.mean for name, estimate in evaluation.metrics.items()})
         if trainer.is_global_zero:
             record_evaluation(evaluation, self.folder, step=step, policy=f"step {step}")

@@ -17,8 +17,9 @@ from alignment.evaluation.text import distinct_2, self_bleu
 from alignment.models.logprob_model import LogprobModel
 from alignment.ops.kl import k1
 from alignment.rewards.base import Reward
-from alignment.rollout.engine import TokenPrompt, evaluating
-from alignment.rollout.hf import HFEngine, plain
+from alignment.rewards.errors import checked_scores
+from alignment.rollout.engine import EngineBuilder, TokenPrompt, evaluating
+from alignment.rollout.hf import plain
 from alignment.types import Layout, Rollout, Sampling, TokenBatch, TokenLogps
 from alignment.utils.errors import UserError
 
@@ -79,6 +80,7 @@ def evaluate_policy(
     policy: LogprobModel,
     start: Scorer | None,
     tokenizer: PreTrainedTokenizerBase,
+    engine: EngineBuilder,
     prompts: Sequence[TokenPrompt],
     sampling: Sampling,
     reward: Reward | None,
@@ -99,6 +101,7 @@ def evaluate_policy(
         policy: The model to measure.
         start: Scores sequences with the model that training started from; ``None`` leaves the KL out.
         tokenizer: Turns completions into text.
+        engine: Makes what draws completions.
         prompts: Held-out prompts; all of them on every rank.
         sampling: How to draw.
         reward: Judges the completions; ``None`` leaves rewards out.
@@ -114,7 +117,7 @@ def evaluate_policy(
         raise UserError("an evaluation needs at least one prompt: got none")
     mine = _share(prompts, rank=rank, world_size=world_size)
     with torch.no_grad(), evaluating(policy):
-        rollouts = HFEngine(policy, tokenizer).generate(mine, sampling)
+        rollouts = engine(model=policy, tokenizer=tokenizer).generate(mine, sampling)
         samples = _measure(
             rollouts,
             policy=policy,
@@ -195,7 +198,7 @@ def _measure(
     scored = partial(score, rollouts, batch_size=batch_size, device=device, layout=policy.layout)
     policy_logps = scored(policy)
     start_logps = None if start is None else scored(start)
-    rewards = None if reward is None else reward.score(rollouts)
+    rewards = None if reward is None else checked_scores(reward, rollouts)
     samples = []
     for place, rollout in enumerate(rollouts):
         log_ratio = None

@@ -12,6 +12,7 @@ from alignment.data.encoding import Encoder
 from alignment.data.records import Demonstration, PromptLike, Record, RecordError, Stepwise
 from alignment.data.steps import Step, steps_of
 from alignment.rewards.base import Reward
+from alignment.rewards.errors import checked_scores
 from alignment.rollout.engine import EncodedPrompt
 from alignment.types import Rollout
 from alignment.utils.errors import DataError, UserError
@@ -114,7 +115,7 @@ def verdicts(reward: Reward, rollouts: Sequence[Rollout]) -> list[bool]:
     Raises:
         UserError: It gives something else than 0 and 1.
     """
-    totals = reward.score(rollouts).total if rollouts else ()
+    totals = checked_scores(reward, rollouts).total if rollouts else ()
     for rollout, total in zip(rollouts, totals, strict=True):
         if total not in (0.0, 1.0):
             raise UserError(

@@ -26,6 +26,8 @@ from alignment.models.logprob_model import LogprobModel
 from alignment.models.references import Precomputed, fill_cache
 from alignment.models.score_model import SequenceScorer, StepScorer
 from alignment.models.sharding import whole
+from alignment.rewards.base import Reward
+from alignment.rollout.engine import RolloutOptions
 from alignment.types import Batch, Head, Role
 from alignment.utils.errors import UserError
 
@@ -39,12 +41,22 @@ class Parts:
         optimizer: Builds the optimiser from parameter groups.
         schedule: Builds the schedule from the optimiser and the number of steps, or ``None``.
         cache_dir: Where the reference cache lives.
+        reward: Judges completions; ``None`` without one.
+        rollout: How completions are drawn.
+        seed: Of the run.
     """
 
     bundle: ModelBundle
     optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer]
     schedule: Callable[..., LRScheduler] | None
     cache_dir: Path
+    reward: Reward | None
+    rollout: RolloutOptions
+    seed: int
+
+
+#: What a run uses up: prompts met, tokens trained on, tokens generated to train on, tokens generated to measure.
+BUDGET: tuple[str, ...] = ("prompts", "tokens_trained", "tokens_generated", "tokens_measured", "seconds")
 
 
 class Method(pl.LightningModule):
@@ -58,12 +70,14 @@ class Method(pl.LightningModule):
         roles: The models that are loaded, and no others.
         head: What sits on the trained model's trunk.
         uses_soft_labels: Whether a preference may be a tie or a divided vote.
+        optional_roles: Models that are loaded where the configuration has them.
     """
 
     batch_type: ClassVar[type[Batch]]
     roles: ClassVar[frozenset[Role]]
     head: ClassVar[Head] = Head.LANGUAGE
     uses_soft_labels: ClassVar[bool] = False
+    optional_roles: ClassVar[frozenset[Role]] = frozenset()
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
@@ -72,7 +86,7 @@ class Method(pl.LightningModule):
         self.policy: LogprobModel
         self.reward: SequenceScorer | StepScorer
         self.train_sums = MetricSums()
-        self.budget = {"prompts": 0.0, "tokens_trained": 0.0, "tokens_generated": 0.0, "seconds": 0.0}
+        self.budget = dict.fromkeys(BUDGET, 0.0)
         # With an adapter only the adapter is saved: the rest of the model is missing from a checkpoint by design.
         self.strict_loading = parts.bundle.adapter is None
         self._clock = self._paused = 0.0
@@ -93,6 +107,11 @@ class Method(pl.LightningModule):
         return False
 
     @property
+    def steps_a_batch(self) -> int:
+        """Optimiser steps for which records are read at once."""
+        return 1
+
+    @property
     def trained_role(self) -> Role:
         """The role of the model that trains."""
         return Role.POLICY if Role.POLICY in self.roles else Role.REWARD
@@ -107,16 +126,23 @@ class Method(pl.LightningModule):
         if self.trained_role in self._modules:
             return
         mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
-        self.add_module(self.trained_role, self.bundle.build(self.roles, mesh=mesh))
+        self.add_module(self.trained_role, self.bundle.build(self.roles, optional=self.optional_roles, mesh=mesh))
+        critic = self.bundle.critic
+        if critic is not None and critic.model is not None:
+            self.add_module(Role.CRITIC, critic.model)
         if self.bundle.adapter is not None:
             self.register_state_dict_post_hook(_keep_trainable)
 
     def configure_optimizers(self) -> Any:
-        """Builds one optimiser over what trains, in two groups: matrices decay, vectors do not."""
-        trainable = [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
-        matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
-        vectors = [parameter for parameter in trainable if parameter.ndim < 2]
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        """Builds one optimiser over what trains: matrices decay, vectors do not; a critic may have its own rate."""
+        named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+        critic = self.bundle.critic
+        own: dict[str, float] = {} if critic is None or critic.lr is None else {"lr": critic.lr}
+        groups: list[dict[str, Any]] = []
+        for is_critic, extra in ((False, dict[str, float]()), (True, own)):
+            some = [parameter for name, parameter in named if _of_critic(name) == is_critic]
+            groups.append({"params": [parameter for parameter in some if parameter.ndim >= 2], **extra})
+            groups.append({"params": [p for p in some if p.ndim < 2], "weight_decay": 0.0, **extra})
         optimizer = self.parts.optimizer([group for group in groups if group["params"]])
         if self.parts.schedule is None:
             return optimizer
@@ -159,7 +185,7 @@ class Method(pl.LightningModule):
         """Notes this step's learning rate and, when the step is logged, its gradient's norm before clipping."""
         self._step_facts = {"train/optim/learning_rate": float(optimizer.param_groups[0]["lr"])}
         if self.is_logged:
-            gradients = [p.grad for p in self.trained.parameters() if p.grad is not None]
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             self._step_facts["train/optim/grad_norm"] = whole_norm.item()
@@ -174,7 +200,7 @@ class Method(pl.LightningModule):
         """Counts the budget, and logs at the end of an optimiser step."""
         # Counts of the whole step, all ranks together, are known on every rank: none has to ask the others.
         accumulate = self.trainer.accumulate_grad_batches
-        self.budget["prompts"] += batch.counts["records"] / accumulate
+        self.budget["prompts"] += batch.counts.get("new_prompts", batch.counts["records"]) / accumulate
         self.budget["tokens_trained"] += batch.counts["real_tokens"] / accumulate
         now = time.perf_counter()
         self.budget["seconds"] += now - self._clock
@@ -249,6 +275,11 @@ class Method(pl.LightningModule):
         self.publish(metrics)
         self._last_log = (seconds, tokens)
         self._logged_step, self._last_sums = self.global_step, None
+
+
+def _of_critic(name: str) -> bool:
+    """Whether a parameter of the method is a critic's."""
+    return name.startswith(f"{Role.CRITIC}.") or ".value_head." in name
 
 
 class EndOfBatch(Callback):

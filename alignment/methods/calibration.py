@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignment.methods.offline import Weighted
+from alignment.methods.terms import Weighted
 
 NUM_BINS = 10
 _BIN = "calibration/bin_"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alignment.methods.base import Parts
 from alignment.methods.nll import chosen_nll_term
-from alignment.methods.offline import PreferenceMethod, Term, Terms
+from alignment.methods.offline import PreferenceMethod
 from alignment.methods.pairwise import (
     Mixture,
     PairInputs,
@@ -19,6 +19,7 @@ from alignment.methods.pairwise import (
     policy_weights,
 )
 from alignment.methods.preference_metrics import preference_metrics
+from alignment.methods.terms import Term, Terms
 from alignment.types import Batch, PreferenceBatch, Role
 from alignment.utils.errors import ConfigError
 

@@ -6,8 +6,9 @@ from typing import Literal
 
 from alignment.losses.ipo import ipo_loss
 from alignment.methods.base import Parts
-from alignment.methods.offline import PreferenceMethod, Term, Terms
+from alignment.methods.offline import PreferenceMethod
 from alignment.methods.preference_metrics import preference_metrics
+from alignment.methods.terms import Term, Terms
 from alignment.types import PreferenceBatch, Role
 from alignment.utils.errors import ConfigError
 

@@ -14,7 +14,8 @@ from alignment.data.datamodule import DataModule
 from alignment.losses.kto import kto_loss
 from alignment.methods.base import Parts
 from alignment.methods.metrics import MetricSums
-from alignment.methods.offline import OfflineMethod, Term, Terms, Weighted
+from alignment.methods.offline import OfflineMethod
+from alignment.methods.terms import Term, Terms, Weighted
 from alignment.types import BinaryBatch, Mismatched, Role, TokenLogps
 from alignment.utils.errors import ConfigError, DataError
 

@@ -21,13 +21,19 @@ class MetricSums:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
 
+    def __len__(self) -> int:
+        return len(self._sums)
+
     def add(self, name: str, values: Tensor, weights: Tensor | None) -> None:
         """Adds values, each counted by its weight."""
         pair = torch.stack(masked_total(values, weights))
-        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+        self._sums[name] = self._sums[name].to(pair.device) + pair if name in self._sums else pair
 
     def pop_means(self) -> dict[str, float]:
-        """Returns the means over all ranks and starts afresh. Every rank must hold the same names."""
+        """Returns the means over all ranks and starts afresh. Every rank must hold the same names.
+
+        A name under which nothing was counted has no mean, and is left out.
+        """
         names = sorted(self._sums)
         if not names:
             return {}
@@ -35,10 +41,15 @@ class MetricSums:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(sums)
         self._sums = {}
-        return {
-            name: (total / count if count else float("nan"))
-            for name, (total, count) in zip(names, sums.tolist(), strict=True)
-        }
+        return {name: total / count for name, (total, count) in zip(names, sums.tolist(), strict=True) if count}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns this rank's sums."""
+        return dict(self._sums)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores them."""
+        self._sums = dict(state)
 
     def clear(self) -> None:
         """Drops what was collected."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from alignment.methods.offline import Term
+from alignment.methods.terms import Term
 from alignment.types import PreferenceBatch, TokenLogps
 
 

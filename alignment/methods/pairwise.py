@@ -17,7 +17,7 @@ from torch import distributed as dist
 
 from alignment.config.typecheck import mismatch
 from alignment.losses.wpo import wpo_weights
-from alignment.methods.offline import Weighted
+from alignment.methods.terms import Weighted
 from alignment.ops.reduce import masked_total
 from alignment.types import TokenLogps
 from alignment.utils.errors import ConfigError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from alignment.methods.offline import Weighted
+from alignment.methods.terms import Weighted
 from alignment.types import TokenLogps
 
 

@@ -8,7 +8,8 @@ from alignment.losses.reward_model import centering_penalty, reward_model_loss
 from alignment.methods.base import Parts
 from alignment.methods.calibration import calibration_bins, with_calibration_error
 from alignment.methods.metrics import MetricSums
-from alignment.methods.offline import OfflineMethod, Term, Terms, Weighted
+from alignment.methods.offline import OfflineMethod
+from alignment.methods.terms import Term, Terms, Weighted
 from alignment.types import Head, PreferenceBatch, Role
 from alignment.utils.errors import ConfigError
 

@@ -9,7 +9,8 @@ import torch
 
 from alignment.losses.sft import sft_loss
 from alignment.methods.base import Parts
-from alignment.methods.offline import OfflineMethod, Term, Terms, Weighted
+from alignment.methods.offline import OfflineMethod
+from alignment.methods.terms import Term, Terms, Weighted
 from alignment.types import Role, SFTBatch
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from alignment.losses.simpo import simpo_loss
 from alignment.methods.base import Parts
 from alignment.methods.nll import chosen_nll_term
-from alignment.methods.offline import PreferenceMethod, Term, Terms
+from alignment.methods.offline import PreferenceMethod
 from alignment.methods.preference_metrics import preference_metrics
+from alignment.methods.terms import Term, Terms
 from alignment.types import PreferenceBatch, Role
 from alignment.utils.errors import ConfigError
 

@@ -208,6 +208,22 @@ class PretrainedModel:
         )
 
 
+def pretrained_like(source: ModelSource, *, path: str, revision: str | None) -> PretrainedModel:
+    """Returns a model from another path that is held, and computes, as ``source`` does."""
+    return PretrainedModel(
+        path=path,
+        revision=revision,
+        dtype=source.dtype,
+        attention=source.attention,
+        quantization=None,
+        gradient_checkpointing=source.gradient_checkpointing,
+        compile=source.compile,
+        chunk_tokens=source.chunk_tokens,
+        layout=source.layout,
+        tokenizer=TokenizerOptions(pad_token=None, eos_token=None, bos_token=None, chat_template=None),
+    )
+
+
 class RandomModel:
     """Fresh weights of any architecture: where training starts from nothing.
 

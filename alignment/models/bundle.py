@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alignment.data.encoding import tokenizer_hash
 from alignment.data.tokenizer import with_own_pad_token
 from alignment.models.adapters import adapter_for, apply_adapter
+from alignment.models.critic import Critic
 from alignment.models.layout import check_layout, choose_layout
 from alignment.models.logprob_model import LOGPROB_PATH_VERSION, LogprobModel, check_head
 from alignment.models.references import Reference
@@ -42,13 +43,15 @@ class ModelBundle:
         reference: Builds the reference strategy, or ``None``.
         seed: Seeds an adapter's weights, and a head that judges.
         head: What sits on the trained model's trunk.
+        critic: Builds the critic, or ``None``.
 
     Attributes:
         tokenizer: The trained model's.
         layout: How the models' batches are laid out.
         why_layout: In words.
         trained: Set by :meth:`build`.
-        reference: Set by :meth:`build` when the roles ask for one.
+        reference: Set by :meth:`build` when one is configured.
+        critic: The same.
         loaded_models: How many sets of weights are in memory.
     """
 
@@ -60,6 +63,7 @@ class ModelBundle:
         reference: Callable[..., Reference] | None,
         seed: int,
         head: Head = Head.LANGUAGE,
+        critic: Callable[..., Critic] | None = None,
     ) -> None:
         self.source = source
         self.adapter = adapter
@@ -69,17 +73,21 @@ class ModelBundle:
             self.tokenizer = with_own_pad_token(self.tokenizer)
         self.trained: TrainedModel | None = None
         self.reference: Reference | None = None
+        self.critic: Critic | None = None
         self.loaded_models = 0
         self.layout, self.why_layout = choose_layout(source.layout, config=source.config(), attention=source.attention)
         logger.info("layout %s: %s", self.layout, self.why_layout)
-        self._build_reference = reference
+        self._build_reference, self._build_critic = reference, critic
         self._seed = seed
 
-    def build(self, roles: Collection[Role], *, mesh: DeviceMesh | None = None) -> TrainedModel:
+    def build(
+        self, roles: Collection[Role], *, optional: Collection[Role] = (), mesh: DeviceMesh | None = None
+    ) -> TrainedModel:
         """Loads what the roles need; a second call returns what is there.
 
         Args:
             roles: The method's.
+            optional: Those that it can do without: loaded where they are configured.
             mesh: Data-parallel mesh to shard over, or ``None`` to keep models whole.
 
         Returns:
@@ -90,17 +98,30 @@ class ModelBundle:
         """
         if self.trained is not None:
             return self.trained
-        self._check_reference(roles)
+        self._check_reference(roles, optional)
         trained = self._load_trained()
-        if Role.REFERENCE in roles:
-            assert self._build_reference is not None
+        if self._build_reference is not None:
             self.reference = self._build_reference(policy=trained, load_frozen=self.load_start)
             if mesh is not None and self.reference.frozen is not None:
                 shard(self.reference.frozen, mesh)
+        if self._build_critic is not None:
+            self._add_critic(self._build_critic, trained, mesh)
         if self.source.compile:
             trained.hf_model.base_model.compile(dynamic=True)
         self.trained = trained if mesh is None else shard(trained, mesh)
         return self.trained
+
+    def _add_critic(self, build: Callable[..., Critic], policy: TrainedModel, mesh: DeviceMesh | None) -> None:
+        self.critic = build(policy=policy, source=self.source, seed=self._seed)
+        if self.critic.model is not None:
+            self.loaded_models += 1
+            if mesh is not None:
+                shard(self.critic.model, mesh)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether a reference is configured."""
+        return self._build_reference is not None
 
     def load_start(self) -> LogprobModel:
         """Loads the starting weights once more, frozen: a reference, or what fresh samples are compared with."""
@@ -142,7 +163,7 @@ class ModelBundle:
         check_layout(judge)
         return judge.train()
 
-    def _check_reference(self, roles: Collection[Role]) -> None:
+    def _check_reference(self, roles: Collection[Role], optional: Collection[Role]) -> None:
         if Role.REFERENCE in roles and self._build_reference is None:
             raise ConfigError(
                 "reference",
@@ -150,7 +171,7 @@ class ModelBundle:
                 expected="frozen_copy, adapter_off or precomputed",
                 hint="this method compares the policy with a reference",
             )
-        if Role.REFERENCE not in roles and self._build_reference is not None:
+        if Role.REFERENCE not in {*roles, *optional} and self._build_reference is not None:
             raise ConfigError(
                 "reference",
                 got="a reference",

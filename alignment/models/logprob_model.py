@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from alignment.models.attention import SEGMENTED
+from alignment.models.reading import values_at
 from alignment.ops.logprobs import chunked_head
 from alignment.types import Layout, TokenBatch, TokenLogps
 from alignment.utils.errors import UserError
@@ -73,6 +74,9 @@ class LogprobModel(BackboneModule):
         backbone: The Hugging Face model, or the PeftModel around it.
         chunk_tokens: Scored tokens whose logits exist at a time, in fp32; a head of another type is copied whole.
         layout: How its batches are to be laid out.
+
+    Attributes:
+        value_head: A critic's layer on this trunk; ``None`` without one.
     """
 
     def __init__(
@@ -80,9 +84,15 @@ class LogprobModel(BackboneModule):
     ) -> None:
         super().__init__(backbone, layout=layout)
         self.chunk_tokens = chunk_tokens
+        self.value_head: nn.Linear | None = None
 
     def forward(
-        self, batch: TokenBatch, temperature: float = 1.0, collision: bool = False, entropy: bool = False
+        self,
+        batch: TokenBatch,
+        temperature: float = 1.0,
+        collision: bool = False,
+        entropy: bool = False,
+        values: bool = False,
     ) -> TokenLogps:
         """Scores a batch.
 
@@ -91,14 +101,16 @@ class LogprobModel(BackboneModule):
             temperature: Divides the logits, as in sampling.
             collision: Whether to give ``collision_logps`` too.
             entropy: Whether to give ``entropies`` too.
+            values: Whether to give ``values`` too, by the value head.
 
         Returns:
             Log-probs in nats, fp32, flat over the scored tokens.
         """
         model = self.hf_model
         head = active_head(model)
+        hidden = self.last_hidden(batch)
         scored = chunked_head(
-            self.last_hidden(batch)[batch.predictor_index],
+            hidden[batch.predictor_index],
             head.weight,
             batch.targets,
             bias=head.bias,
@@ -117,6 +129,7 @@ class LogprobModel(BackboneModule):
             is_greedy=scored.is_greedy,
             collision_logps=scored.collision_logps,
             entropies=scored.entropies,
+            values=values_at(hidden, batch, head=self.value_head) if values and self.value_head is not None else None,
         )
 
 

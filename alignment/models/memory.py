@@ -61,7 +61,7 @@ def plan_memory(
         bytes_a_weight: 4 for fp32, 2 for bf16, .5 for 4 bits.
         bytes_a_trained_number: Of what trains, its gradient and its moments: 4 for fp32, 2 for bf16.
         copies: Models that are loaded, the policy and a frozen reference for example.
-        trainable_share: Part of the policy's parameters that trains; an adapter's is near zero.
+        trainable_share: What trains, in parameters of one model; an adapter's share is near zero.
         shards: Processes over which FSDP2 spreads everything; 1 otherwise.
     """
     weights = parameters * bytes_a_weight * copies / shards

@@ -31,6 +31,10 @@ class Reference(Protocol):
         """Returns the reference's token log-probs of a training batch, without gradient."""
         ...
 
+    def score(self, tokens: TokenBatch, temperature: float = 1.0) -> TokenLogps:
+        """Scores fresh sequences as the reference that it is now, without gradient."""
+        ...
+
     def scorer(self) -> Callable[[TokenBatch], TokenLogps] | None:
         """Returns what scores fresh sequences as the start of the run would, or ``None`` when nothing can."""
         ...
@@ -94,11 +98,11 @@ class FrozenCopy:
 
     def batch_logps(self, batch: ReferenceBatch) -> Float[Tensor, "tokens"]:
         """Scores the batch with the copy."""
-        return self._score(batch.tokens).token_logps
+        return self.score(batch.tokens).token_logps
 
     def scorer(self) -> Callable[[TokenBatch], TokenLogps] | None:
         """Returns the copy's forward; None with a refresh, for then the copy is not the start any more."""
-        return self._score if self._every is None else None
+        return self.score if self._every is None else None
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -131,9 +135,10 @@ class FrozenCopy:
         set_model_state_dict(self.frozen, state, options=StateDictOptions(full_state_dict=True))
 
     @torch.no_grad()
-    def _score(self, tokens: TokenBatch) -> TokenLogps:
+    def score(self, tokens: TokenBatch, temperature: float = 1.0) -> TokenLogps:
+        """Scores sequences with the copy as it is."""
         assert self.frozen is not None
-        return self.frozen(tokens)
+        return self.frozen(tokens, temperature)
 
 
 def _check_refresh(policy: LogprobModel, every: int, mix: float) -> None:
@@ -178,16 +183,17 @@ class AdapterOff(_Constant):
 
     def batch_logps(self, batch: ReferenceBatch) -> Float[Tensor, "tokens"]:
         """Scores the batch with the adapter off."""
-        return self._score(batch.tokens).token_logps
+        return self.score(batch.tokens).token_logps
 
     def scorer(self) -> Callable[[TokenBatch], TokenLogps]:
         """Returns the policy's forward with the adapter off."""
-        return self._score
+        return self.score
 
     @torch.no_grad()
-    def _score(self, tokens: TokenBatch) -> TokenLogps:
+    def score(self, tokens: TokenBatch, temperature: float = 1.0) -> TokenLogps:
+        """Scores sequences with the adapter off."""
         with adapter_disabled(self._policy):
-            return self._policy(tokens)
+            return self._policy(tokens, temperature)
 
 
 class Precomputed(_Constant):
@@ -213,6 +219,15 @@ class Precomputed(_Constant):
         if logps is None or logps.shape != batch.tokens.targets.shape:
             raise RuntimeError(f"the reference cache has no log-probs for the records {list(batch.ids)[:8]}")
         return logps
+
+    def score(self, tokens: TokenBatch, temperature: float = 1.0) -> TokenLogps:
+        """Raises: fresh completions are in no cache."""
+        raise ConfigError(
+            "reference",
+            got="precomputed",
+            expected="frozen_copy, or adapter_off with adapter=lora",
+            hint="completions that are written in training are in no cache",
+        )
 
     def scorer(self) -> None:
         """Returns None: fresh samples are in no cache."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from alignment.models.logprob_model import BackboneModule
+from alignment.models.reading import last_token_index, project
 from alignment.types import Head, TokenBatch
 from alignment.utils.errors import UserError
 
@@ -30,7 +30,7 @@ class SequenceScorer(BackboneModule):
     def forward(self, batch: TokenBatch) -> Float[Tensor, "sequences"]:
         """Returns one value a sequence, fp32, without a unit."""
         hidden = self.last_hidden(batch)[last_token_index(batch)]
-        return _project(hidden, score_head(self.hf_model))[:, 0]
+        return project(hidden, score_head(self.hf_model))[:, 0]
 
 
 class StepScorer(BackboneModule):
@@ -39,21 +39,7 @@ class StepScorer(BackboneModule):
     def forward(self, batch: TokenBatch) -> Float[Tensor, "tokens 2"]:
         """Returns the two logits of each scored token, fp32."""
         hidden = self.last_hidden(batch)[batch.target_index]
-        return _project(hidden, score_head(self.hf_model))
-
-
-def last_token_index(batch: TokenBatch) -> Int[Tensor, "sequences"]:
-    """Returns the flat index of each sequence's last scored token, which is its last real one.
-
-    >>> from alignment.types import TokenBatch
-    >>> ids = torch.arange(8).view(2, 4)
-    >>> places = torch.tensor([1, 2, 4])  # two scored tokens in the first row, one in the second
-    >>> batch = TokenBatch(ids, None, None, places, places + 1, places, torch.tensor([0, 0, 1]), 2, 7)
-    >>> last_token_index(batch)
-    tensor([3, 5])
-    """
-    lengths = torch.bincount(batch.sequence_index, minlength=batch.num_sequences)
-    return batch.target_index[lengths.cumsum(0) - 1]
+        return project(hidden, score_head(self.hf_model))
 
 
 def score_head(model: PreTrainedModel) -> nn.Linear:
@@ -85,14 +71,6 @@ def _active(module: nn.Module) -> nn.Module:
         return module
     adapted = not module.disable_adapters and bool(module.active_adapters)
     return module.modules_to_save[module.active_adapters[0]] if adapted else module.original_module
-
-
-def _project(hidden: Tensor, head: nn.Linear) -> Tensor:
-    """Projects in fp32 (fp64 for fp64 inputs) whatever the weights' type."""
-    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    with torch.autocast(hidden.device.type, enabled=False):
-        bias = None if head.bias is None else head.bias.to(dtype)
-        return F.linear(hidden.to(dtype), head.weight.to(dtype), bias)
 
 
 @torch.no_grad()

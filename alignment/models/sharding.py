@@ -70,3 +70,16 @@ def whole(model: nn.Module) -> Iterator[None]:
         for part in parts:
             part.set_reshard_after_forward(part is not model, recurse=False)
             part.reshard()
+        if parts:
+            _forget_forwards(model)
+
+
+def _forget_forwards(model: nn.Module) -> None:
+    """Drops what FSDP2 noted of forwards without a backward pass, as many on a rank as it had tokens to write.
+
+    The next backward pass would fetch weights ahead by these notes: in another order on each rank, and wait forever.
+    """
+    order = fully_shard.state(model)._comm_ctx.post_forward_order  # type: ignore[attr-defined]
+    for group in order:
+        group._post_forward_indices.clear()
+    order.clear()

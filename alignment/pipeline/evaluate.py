@@ -24,6 +24,8 @@ from alignment.pipeline.folder import run_folder
 from alignment.pipeline.inference import Loaded, load, precision, start_model
 from alignment.pipeline.manifest import Manifest
 from alignment.rewards.base import Reward
+from alignment.rewards.errors import checked_scores
+from alignment.rollout.engine import RolloutOptions
 from alignment.types import PromptBatch, Sampling
 from alignment.utils.errors import ConfigError
 
@@ -49,7 +51,7 @@ class Selector:
         samples = evaluation.samples
         if self.scorer is not None:
             with _scorer_keys():
-                scores = self.scorer.score([sample.rollout for sample in samples]).total
+                scores = checked_scores(self.scorer, [sample.rollout for sample in samples], name="scorer").total
             samples = tuple(replace(item, score=score) for item, score in zip(samples, scores, strict=True))
         metrics = evaluation.metrics | summarize_selection(samples, self.selection, sizes=self.sizes)
         return replace(evaluation, samples=samples, metrics=metrics)
@@ -98,7 +100,8 @@ def measure(
     )
     prompts = data.held_out_prompts(cfg.num_prompts)
     manifest.update(data={"fingerprint": data.fingerprint, "statistics": data.statistics})
-    sampling: Sampling = instantiate(cfg.rollout, _convert_="all").sampling
+    options: RolloutOptions = instantiate(cfg.rollout, _convert_="all")
+    sampling = options.sampling
     selector = _selector(cfg, sampling)
     reward: Reward | None = None if cfg.reward is None else instantiate(cfg.reward, _convert_="all")
     scorer = None if start is None else start.model
@@ -109,6 +112,7 @@ def measure(
             policy=start.model,
             start=scorer,
             tokenizer=start.tokenizer,
+            engine=options.engine,
             prompts=prompts,
             sampling=sampling,
             reward=reward,
@@ -120,6 +124,7 @@ def measure(
         policy=policy.model,
         start=scorer,
         tokenizer=policy.tokenizer,
+        engine=options.engine,
         prompts=prompts,
         sampling=sampling,
         reward=reward,

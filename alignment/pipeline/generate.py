@@ -23,9 +23,9 @@ from alignment.pipeline.folder import run_folder
 from alignment.pipeline.inference import Loaded, load, precision
 from alignment.pipeline.manifest import Manifest
 from alignment.rewards.base import Reward
-from alignment.rollout.engine import EncodedPrompt, TokenPrompt, encoded_prompts
-from alignment.rollout.hf import HFEngine
-from alignment.types import PromptBatch, Rewards, Rollout, Sampling
+from alignment.rewards.errors import checked_scores
+from alignment.rollout.engine import EncodedPrompt, RolloutOptions, TokenPrompt, encoded_prompts
+from alignment.types import PromptBatch, Rewards, Rollout
 from alignment.utils.errors import ConfigError, UserError
 from alignment.utils.files import write_json_lines_atomic
 
@@ -47,14 +47,14 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
     _check(cfg)
     with run_folder("generate", cfg, run_dir, overrides) as (cfg, manifest):
         reward: Reward | None = None if cfg.reward is None else instantiate(cfg.reward, _convert_="all")
-        sampling: Sampling = instantiate(cfg.rollout, _convert_="all").sampling
+        options: RolloutOptions = instantiate(cfg.rollout, _convert_="all")
         loaded = load(cfg.model, cfg.hardware)
         prompts = [typed_prompt(cfg.prompt, loaded)] if cfg.prompt is not None else _data_prompts(cfg, loaded, manifest)
         with precision(cfg.hardware):
-            rollouts = sample(loaded, prompts, sampling)
+            rollouts = sample(loaded, prompts, options)
         if reward is not None:  # an error in a reward must not lose the samples
             write_rollouts(rollouts, None, run_dir / ROLLOUTS_FILE)
-        rewards = None if reward is None else reward.score(rollouts)
+        rewards = None if reward is None else checked_scores(reward, rollouts)
         write_rollouts(rollouts, rewards, run_dir / ROLLOUTS_FILE)
         manifest.update(
             model=loaded.describe(),
@@ -67,9 +67,9 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
         _show(rollouts, rewards, run_dir, whole=cfg.prompt is not None)
 
 
-def sample(loaded: Loaded, prompts: Sequence[TokenPrompt], sampling: Sampling) -> list[Rollout]:
+def sample(loaded: Loaded, prompts: Sequence[TokenPrompt], options: RolloutOptions) -> list[Rollout]:
     """Draws every completion, with a progress bar."""
-    engine = HFEngine(loaded.model, loaded.tokenizer)
+    engine, sampling = options.engine(model=loaded.model, tokenizer=loaded.tokenizer), options.sampling
     size = max(1, _CHUNK_BATCHES * sampling.batch_size // sampling.num_samples)
     chunks = [prompts[first : first + size] for first in range(0, len(prompts), size)]
     console = Console(stderr=True)

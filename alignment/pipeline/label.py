@@ -33,8 +33,8 @@ from alignment.pipeline.folder import run_folder
 from alignment.pipeline.inference import Loaded, load, precision
 from alignment.pipeline.manifest import Manifest
 from alignment.rewards.base import Reward
-from alignment.rollout.engine import EncodedPrompt, check_prompts, check_sampling
-from alignment.rollout.hf import HFEngine, context_tokens
+from alignment.rollout.engine import EncodedPrompt, RolloutOptions, check_prompts, check_sampling
+from alignment.rollout.hf import context_tokens
 from alignment.types import Sampling
 from alignment.utils.errors import ConfigError, UserError
 from alignment.utils.files import append_json_line, write_json_lines_atomic, write_text_atomic
@@ -73,16 +73,16 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> None:
     _check(cfg)
     with run_folder("label", cfg, run_dir, overrides) as (cfg, manifest):
         reward: Reward = instantiate(cfg.reward, _convert_="all")
-        sampling: Sampling = instantiate(cfg.rollout, _convert_="all").sampling
-        check_sampling(sampling)
+        options: RolloutOptions = instantiate(cfg.rollout, _convert_="all")
+        check_sampling(options.sampling)
         solutions = _solutions(cfg, manifest)
         # Before any sampling: a verifier that cannot judge these records says so at once.
         is_right = verdicts(reward, [whole(solution) for solution in solutions])
         loaded = load(cfg.model, cfg.hardware)
         journal = Path(cfg.paths.cache).expanduser() / "labels" / f"{_journal_name(cfg, loaded)}.jsonl"
         with precision(cfg.hardware):
-            counts = count(loaded, solutions, is_right, reward=reward, sampling=sampling, journal=journal)
-        labels = [_labels(entry, sampling.num_samples, kind=cfg.labels) for entry in counts]
+            counts = count(loaded, solutions, is_right, reward=reward, options=options, journal=journal)
+        labels = [_labels(entry, options.sampling.num_samples, kind=cfg.labels) for entry in counts]
         _write(solutions, labels, run_dir / STEPS_FILE)
         manifest.update(
             model=loaded.describe(),
@@ -102,7 +102,7 @@ def count(
     is_right: Sequence[bool],
     *,
     reward: Reward,
-    sampling: Sampling,
+    options: RolloutOptions,
     journal: Path,
 ) -> list[Counts]:
     """Continues from every step, and counts what reaches the right answer.
@@ -112,13 +112,13 @@ def count(
         solutions: Taken apart.
         is_right: Whether each of them is right as it stands.
         reward: Gives 1 for a right answer and 0 for a wrong one.
-        sampling: How to go on; ``num_samples`` is the number of continuations of a step.
+        options: How to go on; ``sampling.num_samples`` is the number of continuations of a step.
         journal: Counts of solutions that are done, a line each; it grows as the work goes on.
 
     Raises:
         UserError: A prompt with its steps does not fit the model; the reward is no verifier.
     """
-    encoder = Encoder(loaded.tokenizer)
+    encoder, sampling = Encoder(loaded.tokenizer), options.sampling
     prompts = [step_prompts(solution, encoder) for solution in solutions]
     limit = context_tokens(loaded.model.hf_model)
     check_prompts(list(chain.from_iterable(prompts)), context_tokens=limit, max_new_tokens=sampling.max_new_tokens)
@@ -127,7 +127,7 @@ def count(
     waiting = [place for place, name in enumerate(names) if name not in done]
     if len(waiting) < len(solutions):
         log.info("%d of %d solutions were labelled before", len(solutions) - len(waiting), len(solutions))
-    engine = HFEngine(loaded.model, loaded.tokenizer)
+    engine = options.engine(model=loaded.model, tokenizer=loaded.tokenizer)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("Labelling", total=len(solutions), completed=len(solutions) - len(waiting))

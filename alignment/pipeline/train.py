@@ -29,7 +29,7 @@ from alignment.pipeline.card import model_card
 from alignment.pipeline.folder import run_folder
 from alignment.pipeline.manifest import Manifest
 from alignment.pipeline.resume import Resume, find_resume
-from alignment.types import Role
+from alignment.rewards.base import Reward
 from alignment.utils.errors import ConfigError
 from alignment.utils.launch import agreed_run_dir, children_join
 from alignment.utils.logs import quiet_libraries
@@ -78,9 +78,11 @@ def _train(cfg: DictConfig, run_dir: Path, resume: Resume, manifest: Manifest) -
         reference=None if cfg.reference is None else instantiate(cfg.reference),
         seed=cfg.seed,
         head=get_class(cfg.method._target_).head,
+        critic=None if cfg.critic is None else instantiate(cfg.critic),
     )
     require_enough_memory(cfg, bundle)
-    method: Method = instantiate(cfg.method, _convert_="all")(parts=_parts(cfg, bundle))
+    parts = _parts(cfg, bundle)
+    method: Method = instantiate(cfg.method, _convert_="all")(parts=parts)
     data: DataModule = instantiate(cfg.data, _convert_="all")(
         tokenizer=bundle.tokenizer,
         batch_type=method.batch_type,
@@ -90,10 +92,11 @@ def _train(cfg: DictConfig, run_dir: Path, resume: Resume, manifest: Manifest) -
         soft_labels=method.uses_soft_labels,
         mismatched=method.needs_mismatched,
         layout=bundle.layout,
+        steps_a_batch=method.steps_a_batch,
     )
     data.setup("fit")
     check_records(cfg, bundle, data)
-    trainer = build(cfg, run_dir, data)
+    trainer = build(cfg, run_dir, data, reward=parts.reward)
     manifest.update(**_inputs(cfg, bundle, data))
     _launch_argv(run_dir, trainer)
     before = dict(os.environ)
@@ -129,11 +132,11 @@ def check_records(cfg: DictConfig, bundle: ModelBundle, data: DataModule) -> Non
         )
 
 
-def build(cfg: DictConfig, run_dir: Path, data: DataModule) -> pl.Trainer:
-    """Builds the trainer with its callbacks and loggers."""
+def build(cfg: DictConfig, run_dir: Path, data: DataModule, *, reward: Reward | None = None) -> pl.Trainer:
+    """Builds the trainer with its callbacks and loggers; a callback that asks for the run's reward shares it."""
     hardware = instantiate(cfg.hardware, _convert_="all")
     callbacks = [EndOfBatch()] + [
-        _complete(instantiate(node), folder)
+        _complete(instantiate(node, **({"reward": reward} if _shares_reward(cfg, node) else {})), folder)
         for name, node in cfg.callbacks.items()
         if node is not None
         for folder in [run_dir / "checkpoints" if name == "checkpoint" else run_dir]
@@ -175,9 +178,8 @@ def require_devices(cfg: DictConfig) -> None:
 
 def require_enough_memory(cfg: DictConfig, bundle: ModelBundle) -> None:
     """Refuses, before any weight is read, a run whose weights and optimiser state cannot fit."""
-    roles = get_class(cfg.method._target_).roles
-    reference = str(OmegaConf.select(cfg, "reference._target_", default=""))
-    needs_copy = Role.REFERENCE in roles and reference.endswith("FrozenCopy")
+    needs_copy = str(OmegaConf.select(cfg, "reference._target_", default="")).endswith("FrozenCopy")
+    needs_critic = str(OmegaConf.select(cfg, "critic._target_", default="")).endswith("SeparateCritic")
     quantised = cfg.model.get("quantization") is not None
     bytes_a_number = 4 if cfg.model.dtype == "float32" else 2
     sharded = "FSDP2" in str(OmegaConf.select(cfg, "hardware.strategy._target_", default=""))
@@ -187,8 +189,8 @@ def require_enough_memory(cfg: DictConfig, bundle: ModelBundle) -> None:
         bytes_a_weight=0.5 if quantised else bytes_a_number,
         # peft keeps an adapter in fp32 whatever the weights' type.
         bytes_a_trained_number=bytes_a_number if bundle.adapter is None else 4,
-        copies=2 if needs_copy else 1,
-        trainable_share=1.0 if bundle.adapter is None else 0.02,
+        copies=1 + needs_copy + needs_critic,
+        trainable_share=(1.0 if bundle.adapter is None else 0.02) + needs_critic,
         shards=world if sharded else 1,
     )
     on_this_machine = world if cfg.hardware.accelerator == "cpu" else 1
@@ -205,10 +207,20 @@ def _adapter(cfg: DictConfig) -> Any:
 
 
 def _parts(cfg: DictConfig, bundle: ModelBundle) -> Parts:
-    schedule = None if cfg.schedule is None else instantiate(cfg.schedule)
     return Parts(
-        bundle=bundle, optimizer=instantiate(cfg.optim, _convert_="all"), schedule=schedule, cache_dir=_cache_dir(cfg)
+        bundle=bundle,
+        optimizer=instantiate(cfg.optim, _convert_="all"),
+        schedule=None if cfg.schedule is None else instantiate(cfg.schedule),
+        cache_dir=_cache_dir(cfg),
+        reward=None if cfg.reward is None else instantiate(cfg.reward, _convert_="all"),
+        rollout=instantiate(cfg.rollout, _convert_="all"),
+        seed=cfg.seed,
     )
+
+
+def _shares_reward(cfg: DictConfig, node: DictConfig) -> bool:
+    """Whether a callback is to judge with the run's reward: a reward model is then in memory once."""
+    return node.get("reward") is not None and node.reward == cfg.reward
 
 
 def _complete(callback: Any, folder: Path) -> pl.Callback:

@@ -6,12 +6,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
 from alignment.types import PromptBatch, Rollout, Sampling
 from alignment.utils.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from alignment.models.logprob_model import LogprobModel
 
 
 class TokenPrompt(Protocol):
@@ -48,14 +53,24 @@ class EncodedPrompt:
     answer: dict[str, Any] = field(default_factory=dict)
 
 
+class EngineBuilder(Protocol):
+    """Makes an engine."""
+
+    def __call__(self, *, model: LogprobModel, tokenizer: PreTrainedTokenizerBase) -> RolloutEngine:
+        """Makes one of a model and its tokenizer."""
+        ...
+
+
 @dataclass(frozen=True)
 class RolloutOptions:
     """The rollout group of a configuration.
 
     Attributes:
+        engine: Builds the engine from the policy and its tokenizer.
         sampling: How completions are drawn.
     """
 
+    engine: EngineBuilder
     sampling: Sampling
 
 
@@ -80,6 +95,9 @@ def check_sampling(sampling: Sampling) -> None:
         ("temperature", 0 <= sampling.temperature < float("inf"), "0 (greedy) or more"),
         ("top_p", 0 < sampling.top_p <= 1, "more than 0 and at most 1 (1 keeps every token)"),
         ("top_k", sampling.top_k >= 0, "0 (keeps every token) or more"),
+        ("min_p", 0 <= sampling.min_p < 1, "at least 0 (keeps every token) and less than 1"),
+        ("stop", all(sampling.stop), "texts that are not empty"),
+        ("bad_words", all(sampling.bad_words), "texts that are not empty"),
         ("num_samples", sampling.num_samples >= 1, "at least 1"),
         ("batch_size", sampling.batch_size >= 1, "at least 1"),
     )

@@ -8,9 +8,10 @@ batch. The process's own random state is never touched.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +23,12 @@ from alignment.rollout.engine import TokenPrompt, check_prompts, check_sampling,
 from alignment.types import Rollout, Sampling
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        NoBadWordsLogitsProcessor,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        StopStringCriteria,
+    )
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,26 @@ class Decoded:
     Attributes:
         token_ids: The completion, its end-of-sequence token included.
         token_logps: Log-prob in nats of each token under the distribution that it was drawn from: after
-            temperature, top-k and top-p. Zeros for greedy decoding.
+            temperature, top-k, top-p, min-p and bad words. Zeros for greedy decoding.
+        stopped: Whether a stop text was written.
     """
 
     token_ids: tuple[int, ...]
     token_logps: tuple[float, ...]
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class TextRules:
+    """What a sampling says of texts, as transformers has it.
+
+    Attributes:
+        stop: Says of each row whether it has come to a stop text; ``None`` without any.
+        bad_words: Takes away what would complete a bad word; ``None`` without any.
+    """
+
+    stop: StopStringCriteria | None = None
+    bad_words: NoBadWordsLogitsProcessor | None = None
 
 
 class HFEngine:
@@ -65,6 +86,7 @@ class HFEngine:
         order = sorted(range(len(jobs)), key=lambda job: -len(jobs[job][0].prompt_ids))
         rollouts: list[Rollout | None] = [None] * len(jobs)
         stop_ids = end_of_sequence_ids(self.model.hf_model, self.tokenizer)
+        texts = text_rules(self.tokenizer, sampling, device=self.model.hf_model.device)
         with torch.no_grad(), evaluating(self.model):
             for start in range(0, len(order), sampling.batch_size):
                 rows = order[start : start + sampling.batch_size]
@@ -74,25 +96,29 @@ class HFEngine:
                     uniforms=[_uniforms(*jobs[row], sampling) for row in rows],
                     sampling=sampling,
                     stop_ids=stop_ids,
+                    texts=texts,
                 )
                 for row, completion in zip(rows, decoded, strict=True):
-                    rollouts[row] = self._rollout(*jobs[row], completion.token_ids, stop_ids)
+                    rollouts[row] = self._rollout(*jobs[row], completion, sampling.seed, stop_ids)
         return [rollout for rollout in rollouts if rollout is not None]
 
     def _rollout(
-        self, prompt: TokenPrompt, sample: int, token_ids: tuple[int, ...], stop_ids: frozenset[int]
+        self, prompt: TokenPrompt, sample: int, decoded: Decoded, seed: int, stop_ids: frozenset[int]
     ) -> Rollout:
-        stopped = token_ids[-1] in stop_ids
-        text_ids = token_ids[:-1] if stopped else token_ids
+        token_ids = decoded.token_ids
+        ended = token_ids[-1] in stop_ids
+        text_ids = token_ids[:-1] if ended else token_ids
         return Rollout(
             prompt_id=prompt.id,
             prompt=prompt.prompt,
             prompt_ids=prompt.prompt_ids,
             completion_ids=token_ids,
             completion=completion_text(self.tokenizer, prompt.prompt_ids, text_ids),
-            finish_reason="stop" if stopped else "length",
+            finish_reason="stop" if ended or decoded.stopped else "length",
             sample=sample,
             answer=prompt.answer,
+            token_logps=decoded.token_logps,
+            seed=seed,
         )
 
 
@@ -103,6 +129,7 @@ def decode(
     uniforms: Sequence[np.ndarray],
     sampling: Sampling,
     stop_ids: frozenset[int],
+    texts: TextRules | None = None,
 ) -> list[Decoded]:
     """Samples one completion of each prompt, all in one batch.
 
@@ -112,11 +139,17 @@ def decode(
         uniforms: For each prompt ``max_new_tokens`` numbers in [0, 1), one for each token that may be drawn.
         sampling: Temperature, top-k, top-p and the most new tokens.
         stop_ids: Tokens that end a completion; they are kept as its last.
+        texts: Stop texts and bad words; ``None`` for neither.
     """
     from transformers import DynamicCache
 
+    texts = texts or TextRules()
+
     device = model.device
-    input_ids, mask = left_padded(prompts, device=device)
+    # A prompt is read once, however many completions it gets here; what was read is then copied for each.
+    unique = {tuple(prompt): place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    row_of = torch.tensor([unique[tuple(prompt)] for prompt in prompts], device=device)
+    input_ids, mask = left_padded(list(unique), device=device)
     position_ids = (mask.cumsum(1) - 1).clamp_min(0)
     cache = DynamicCache(config=model.config)
     noise = torch.from_numpy(np.stack(uniforms)).to(device)
@@ -124,6 +157,7 @@ def decode(
     alive = torch.arange(len(prompts), device=device)
     tokens = torch.full((len(prompts), sampling.max_new_tokens), -1, device=device)
     logps = torch.zeros(len(prompts), sampling.max_new_tokens, device=device)
+    stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for step in range(sampling.max_new_tokens):
         output = model(
             input_ids=input_ids,
@@ -133,9 +167,17 @@ def decode(
             use_cache=True,
             logits_to_keep=1,
         )
-        drawn, drawn_logps = draw(output.logits[:, -1].float(), noise[alive, step], sampling=sampling)
+        logits = output.logits[:, -1].float()
+        if step == 0 and len(unique) < len(prompts):
+            logits, mask, position_ids = logits[row_of], mask[row_of], position_ids[row_of]
+            cache.batch_select_indices(row_of)
+        if texts.bad_words is not None:
+            logits = texts.bad_words(cast("Any", tokens[alive, :step]), cast("Any", logits))
+        drawn, drawn_logps = draw(logits, noise[alive, step], sampling=sampling)
         tokens[alive, step], logps[alive, step] = drawn, drawn_logps
-        kept = (~torch.isin(drawn, stops)).nonzero()[:, 0]
+        if texts.stop is not None:
+            stopped[alive] = texts.stop(cast("Any", tokens[alive, : step + 1]), cast("Any", logits))
+        kept = (~torch.isin(drawn, stops) & ~stopped[alive]).nonzero()[:, 0]
         if len(kept) == 0:
             break
         position_ids = position_ids[:, -1:] + 1
@@ -145,8 +187,8 @@ def decode(
             cache.batch_select_indices(kept)
         input_ids = drawn[:, None]
     return [
-        Decoded(tuple(ids[: (n := sum(token >= 0 for token in ids))]), tuple(values[:n]))
-        for ids, values in zip(tokens.tolist(), logps.tolist(), strict=True)
+        Decoded(tuple(ids[: (n := sum(token >= 0 for token in ids))]), tuple(values[:n]), has_stopped)
+        for ids, values, has_stopped in zip(tokens.tolist(), logps.tolist(), stopped.tolist(), strict=True)
     ]
 
 
@@ -163,7 +205,8 @@ def draw(
     """
     if sampling.temperature == 0:
         return logits.argmax(-1), torch.zeros_like(uniforms, dtype=logits.dtype)
-    logps = filtered(logits / sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p).log_softmax(-1)
+    kept = filtered(logits / sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p)
+    logps = kept.log_softmax(-1)
     cumulative = logps.double().exp().cumsum(-1)
     # Right of every equal value: a token without probability adds nothing to the sum and is never drawn.
     chosen = torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True)
@@ -171,10 +214,17 @@ def draw(
     return chosen[:, 0], logps.gather(-1, chosen)[:, 0]
 
 
-def filtered(logits: Float[Tensor, "rows vocabulary"], *, top_k: int, top_p: float) -> Float[Tensor, "rows vocabulary"]:
-    """Sets to minus infinity what top-k, and then top-p among the rest, leaves out; one token always stays."""
+def filtered(
+    logits: Float[Tensor, "rows vocabulary"], *, top_k: int, top_p: float, min_p: float
+) -> Float[Tensor, "rows vocabulary"]:
+    """Sets to minus infinity what top-k, then min-p and top-p among the rest, leave out; one token always stays.
+
+    Min-p (Nguyen et al. 2024, arXiv 2407.01082) keeps tokens with at least so much of the likeliest one's probability.
+    """
     if 0 < top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
+    if min_p > 0:
+        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), float("-inf"))
     if top_p < 1.0:
         ordered, places = logits.sort(descending=True)
         probabilities = ordered.softmax(-1)
@@ -220,8 +270,20 @@ def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def plain(sampling: Sampling) -> bool:
-    """Says whether samples come from the model's own distribution: temperature 1, no top-k, no top-p."""
-    return sampling.temperature == 1.0 and sampling.top_p == 1.0 and sampling.top_k == 0
+    """Says whether samples come from the model's own distribution: temperature 1, and every token may come."""
+    is_whole = sampling.top_p == 1.0 and sampling.top_k == 0 and sampling.min_p == 0 and not sampling.bad_words
+    return is_whole and sampling.temperature == 1.0
+
+
+def text_rules(tokenizer: PreTrainedTokenizerBase, sampling: Sampling, *, device: torch.device) -> TextRules:
+    """Builds transformers' own rules for stop texts and bad words; these count with and without a space before them."""
+    from transformers import NoBadWordsLogitsProcessor, StopStringCriteria
+
+    stop = StopStringCriteria(tokenizer, list(sampling.stop)) if sampling.stop else None
+    spellings = [text for word in sampling.bad_words for text in (word, f" {word}")]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in spellings]
+    bad = NoBadWordsLogitsProcessor([row for row in ids if row]) if spellings else None
+    return TextRules(stop=stop, bad_words=bad)
 
 
 def _uniforms(prompt: TokenPrompt, sample: int, sampling: Sampling) -> np.ndarray:

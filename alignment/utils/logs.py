@@ -44,6 +44,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated")
     warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.*deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r".*does not have many workers")
+    # Where nothing is held out, or prompts only.
+    warnings.filterwarnings("ignore", message=r"Total length of .* across ranks is zero")
     warnings.filterwarnings("ignore", message=r".*is smaller than the logging interval")
     if not sys.stderr.isatty():
         from transformers.utils import logging as transformers_logging

@@ -11,7 +11,7 @@ import torch
 
 from alignment.diagnostics.health import NonFiniteLossError, StopOnNonFinite
 from alignment.diagnostics.monitors import LengthBias, LikelihoodDisplacement, Monitor, Overfitting
-from alignment.methods import offline
+from alignment.methods import terms
 from alignment.pipeline import train as train_module
 
 from runs import job, train, train_forked
@@ -86,8 +86,8 @@ def test_a_monitor_sees_the_metrics_of_the_step_that_it_names(tmp_path):
     cfg = job(tmp_path, "method=dpo", "trainer.max_steps=3", "export=null", "trainer.limit_val_batches=0")
     original = train_module.build
 
-    def build(cfg, run_dir, data):
-        trainer = original(cfg, run_dir, data)
+    def build(cfg, run_dir, data, **options):
+        trainer = original(cfg, run_dir, data, **options)
         trainer.callbacks.insert(1, Spy(folder=run_dir))
         return trainer
 
@@ -149,14 +149,14 @@ def test_a_resumed_monitor_remembers(tmp_path, kind):
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_records(tmp_path, monkeypatch):
     calls = []
-    real = offline.global_mean
+    real = terms.global_mean
 
     def poisoned(values, **arguments):
         calls.append(1)
         # The first micro-batch of the third step.
         return real(values, **arguments) * (float("nan") if len(calls) == 5 else 1)
 
-    monkeypatch.setattr(offline, "global_mean", poisoned)
+    monkeypatch.setattr(terms, "global_mean", poisoned)
     run_dir = tmp_path / "run"
     with pytest.raises(NonFiniteLossError, match=r"the loss is nan after 2 steps, on the records reviews/"):
         train(job(tmp_path, "method=dpo", "trainer.limit_val_batches=0"), run_dir)
@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_records(t
 def test_all_processes_stop_at_the_loss_of_one(tmp_path, monkeypatch, hardware):
     """The others would wait for its gradients until a timeout."""
     calls = []
-    real = offline.global_mean
+    real = terms.global_mean
 
     def poisoned(values, **arguments):
         calls.append(1)
@@ -188,7 +188,7 @@ def test_all_processes_stop_at_the_loss_of_one(tmp_path, monkeypatch, hardware):
             (tmp_path / f"rank{trainer.global_rank}").write_text(str(error))
             raise
 
-    monkeypatch.setattr(offline, "global_mean", poisoned)
+    monkeypatch.setattr(terms, "global_mean", poisoned)
     monkeypatch.setattr(StopOnNonFinite, "on_before_backward", noting)
     cfg = job(tmp_path, "method=dpo", "trainer.limit_val_batches=0", f"hardware={hardware}")
     with pytest.raises(AssertionError, match="NonFiniteLossError"):

@@ -31,10 +31,14 @@ from alignment.models.logprob_model import LogprobModel
 from alignment.rewards.gold import GoldReward
 from alignment.rewards.length import LengthReward
 from alignment.rollout.engine import EncodedPrompt
+from alignment.rollout.hf import HFEngine
 from alignment.types import Layout, Rollout, Sampling, TokenBatch, TokenLogps
 from alignment.utils.errors import UserError
 
-SAMPLING = Sampling(max_new_tokens=8, temperature=1.0, top_p=1.0, top_k=0, num_samples=2, seed=0, batch_size=8)
+SAMPLING = Sampling(
+    max_new_tokens=8, temperature=1.0, top_p=1.0, top_k=0, num_samples=2, seed=0, batch_size=8,
+    min_p=0.0, stop=[], bad_words=[],
+)  # fmt: skip
 REWARD = LengthReward(target_tokens=8, tolerance_tokens=8)
 
 
@@ -63,7 +67,14 @@ def prompts(tokenizer) -> list[EncodedPrompt]:
 
 def measure(policy, start, tokenizer, prompts, sampling=SAMPLING, reward=REWARD, **options) -> Evaluation:
     return evaluate_policy(
-        policy=policy, start=start, tokenizer=tokenizer, prompts=prompts, sampling=sampling, reward=reward, **options
+        policy=policy,
+        start=start,
+        tokenizer=tokenizer,
+        engine=HFEngine,
+        prompts=prompts,
+        sampling=sampling,
+        reward=reward,
+        **options,
     )
 
 

@@ -12,7 +12,15 @@ from alignment.methods.orpo import ORPO
 from alignment.methods.sft import SFT
 from alignment.types import PreferenceBatch, SFTBatch, TokenLogps
 
-PARTS = Parts(bundle=SimpleNamespace(adapter=None), optimizer=None, schedule=None, cache_dir=None)
+PARTS = Parts(
+    bundle=SimpleNamespace(adapter=None),
+    optimizer=None,
+    schedule=None,
+    cache_dir=None,
+    reward=None,
+    rollout=None,
+    seed=0,
+)
 #: Two pairs: chosen of 1 + 2 and 2 + 1 tokens (prompt + completion), rejected of 1 + 1 and 2 + 2.
 SEQUENCES = [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 3]
 IN_COMPLETION = [False, True, True, False, False, True, False, True, False, False, True, True]

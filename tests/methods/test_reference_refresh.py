@@ -71,7 +71,8 @@ def test_fresh_samples_do_not_take_it_for_the_start(tmp_path):
         tmp_path,
         *REFRESHED.overrides,
         "callbacks={fresh_samples: {_target_: alignment.diagnostics.fresh_samples.FreshSamples, _partial_: true, "
-        "num_prompts: 2, every_n_steps: null, start_model: reference, sampling: ${rollout.sampling}, reward: null}}",
+        "num_prompts: 2, every_n_steps: null, start_model: reference, engine: ${rollout.engine}, "
+        "sampling: ${rollout.sampling}, reward: null}}",
         "rollout.sampling.max_new_tokens=4",
     )
     run_dir = train(cfg, tmp_path / "run")

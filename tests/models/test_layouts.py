@@ -254,7 +254,7 @@ def test_quantised_weights_may_round_as_bf16_does(layout):
     noise = torch.Generator().manual_seed(0)
     for layer in model.hf_model.model.layers:  # rounds, and not in the same way for every shape of rows
         layer.mlp.register_forward_hook(lambda _, __, out: out * (1 + 0.008 * torch.randn(out.shape, generator=noise)))
-    with pytest.raises(UserError, match="at most 0.001 is rounding"):
+    with pytest.raises(UserError, match=r"at most 0\.001 is rounding"):
         check_layout(model)
     model.hf_model.is_quantized = True
     check_layout(model)

@@ -269,6 +269,199 @@ _LOSSES = (
         ("weights may be above 1", ".clamp(max=1)", ""),
         ("the rejected side is dropped", "(chosen_alignment_nats + rejected_alignment_nats)", "chosen_alignment_nats"),
     ),
+    *_loss(
+        "policy_gradient",
+        (SIGN, "return -torch.where(advantages < 0, falls, rises)", "return torch.where(advantages < 0, falls, rises)"),
+        (
+            "the ratio's sign",
+            "    rises = log_ratio.clamp(",
+            "    log_ratio = -log_ratio\n    rises = log_ratio.clamp(",
+        ),
+        ("nothing is clipped above", "log_ratio.clamp(max=math.log1p(clip_high))", "log_ratio"),
+        (
+            "an overflowing ratio has a gradient of NaN",
+            "rises = log_ratio.clamp(max=math.log1p(clip_high))",
+            "rises = log_ratio.exp().clamp(max=1 + clip_high).log()",
+        ),
+        ("both sides are clipped above", "clamp(max=math.log1p(clip_high))", "clamp(max=math.log1p(clip_low))"),
+        (
+            "nothing is clipped below",
+            "falls = log_ratio.clamp(min=_lower_bound(clip_low), max",
+            "falls = log_ratio.clamp(min=-99.0, max",
+        ),
+        (
+            "the lower bound is a log",
+            "math.log1p(-clip_low) if",
+            "-clip_low if",
+        ),
+        ("no lower bound is an error", " if clip_low < 1 else -math.inf", ""),
+        ("the dual clip is ignored", "max=None if dual_clip is None else math.log(dual_clip)", "max=None"),
+        (
+            "the bounds are exchanged",
+            "torch.where(advantages < 0, falls, rises)",
+            "torch.where(advantages < 0, rises, falls)",
+        ),
+        ("the advantage is dropped", "falls, rises).exp() * advantages", "falls, rises).exp()"),
+        ("a pulled-back ratio counts as clipped", "(advantages > 0) & (log_ratio > ", "(log_ratio > "),
+        ("what is too low does not count", "return too_high | too_low", "return too_high"),
+        ("what is too high does not count", "return too_high | too_low", "return too_low"),
+        ("CISPO: the sign", "return -weight * advantages * policy_logps", "return weight * advantages * policy_logps"),
+        (
+            "CISPO: the weight has a gradient",
+            "(policy_logps - old_logps).detach().exp()",
+            "(policy_logps - old_logps).exp()",
+        ),
+        ("CISPO: no upper bound", ", max=1 + clip_high)", ", max=1e9)"),
+        ("CISPO: the upper bound is TRL's", ", max=1 + clip_high)", ", max=clip_high)"),
+        ("CISPO: no lower bound", "None if clip_low is None else 1 - clip_low", "None if clip_low is None else 0.0"),
+        ("CISPO: the advantage is dropped", "-weight * advantages * policy_logps", "-weight * policy_logps"),
+        ("REINFORCE: the sign", "return -(policy_logps - old_logps).exp()", "return (policy_logps - old_logps).exp()"),
+        (
+            "REINFORCE: the old policy is forgotten",
+            "return -(policy_logps - old_logps).exp() * advantages",
+            "return -(policy_logps - policy_logps.detach()).exp() * advantages",
+        ),
+        ("GSPO: a sum for a mean", " / sequence_index.bincount(minlength=num_sequences).clamp(min=1)", ""),
+        ("GSPO: an empty sequence is a NaN", ".clamp(min=1)\n", "\n"),
+        (
+            "GSPO: the old policy is dropped",
+            "    log_ratio = policy_logps - old_logps\n    sums",
+            "    log_ratio = policy_logps\n    sums",
+        ),
+    ),
+    *_loss(
+        "value",
+        (SIGN, "return squares / 2", "return -squares / 2"),
+        ("the loss is not halved", "return squares / 2", "return squares"),
+        ("the clip is ignored", "if clip is not None:", "if False:"),
+        ("the smaller of the two", "torch.maximum(squares", "torch.minimum(squares"),
+        ("the clip is about 0", "old_values + (values - old_values)", "(values - old_values)"),
+        ("the clipped one alone", "torch.maximum(squares, (near - returns).square())", "(near - returns).square()"),
+    ),
+)
+
+_ONLINE = "tests/advantages"
+_GRPO, _RLOO, _GAE = f"{_ONLINE}/test_grpo.py", f"{_ONLINE}/test_rloo.py", f"{_ONLINE}/test_ppo.py"
+_REINFORCE, _PAIRS = f"{_ONLINE}/test_reinforce_pp.py", f"{_ONLINE}/test_online_dpo.py"
+_GRADIENTS = f"{_ONLINE}/test_policy_gradients.py"
+_ADVANTAGES = (
+    *_bugs(
+        "advantages/moments.py",
+        (
+            SIGN,
+            "above_least - above_least.mean(-1, keepdim=True)",
+            "above_least.mean(-1, keepdim=True) - above_least",
+            _GRPO,
+        ),
+        (
+            "equal rewards leave a rounding error (T21)",
+            "    above_least = values - values.amin(-1, keepdim=True)\n",
+            "    above_least = values\n",
+            _GRPO,
+        ),
+        ("nothing is centred", "above_least - above_least.mean(-1, keepdim=True)", "above_least", _GRPO),
+        ("the other std", "correction=correction", "correction=1 - correction", _GRPO),
+        ("a small spread vanishes in its square", "/ _nonzero(spread)", "/ 1.0", _GRPO),
+        ("the std of the scaled values", "return spread * unit.std", "return unit.std", _GRPO),
+        ("no spread is a NaN (T21)", "return values / _nonzero(by)", "return values / by", _GRPO),
+        ("an epsilon in the std (T21)", "return values / _nonzero(by)", "return values / (by + 1e-4)", _GRPO),
+    ),
+    *_bugs(
+        "advantages/ragged.py",
+        ("nothing is discounted", "column + discount * following", "column + following", _GAE),
+        ("the future is dropped", "column + discount * following", "column", _GAE),
+        ("the future is subtracted", "column + discount * following", "column - discount * following", _GAE),
+        ("sums run forwards", "reversed(padded.unbind(1))", "padded.unbind(1)", _GAE),
+        ("sums come out backwards", "torch.stack(sums[::-1], dim=1)", "torch.stack(sums, dim=1)", _GAE),
+        ("an empty completion passes", "if (lengths < 1).any():", "if (lengths < 0).any():", _GAE),
+        ("lengths need not add up", "if lengths.sum() != num_tokens:", "if False:", _GAE),
+        ("the end is the next one's start", "lengths.cumsum(0) - 1", "lengths.cumsum(0) - lengths", _GAE),
+    ),
+    *_bugs(
+        "advantages/grpo.py",
+        (SIGN, "by=deviation(compared, correction=1)", "by=-deviation(compared, correction=1)", _GRPO),
+        ("the population's std", "correction=1", "correction=0", _GRPO),
+        (
+            "groups are scaled by the batch",
+            'rewards if scale == "group" else rewards.flatten()',
+            "rewards.flatten()",
+            _GRPO,
+        ),
+        ("the batch is scaled by groups", 'rewards if scale == "group" else rewards.flatten()', "rewards", _GRPO),
+        (
+            "the batch's rewards are centred first",
+            "else rewards.flatten()",
+            "else above_mean.flatten()",
+            _GRPO,
+        ),
+        ("none is scaled", 'if scale == "none":', 'if scale == "nothing":', _GRPO),
+        ("one sample passes", "if samples < 2:", "if samples < 1:", _GRPO),
+        ("every group has a spread", "rewards.amax(1) > rewards.amin(1)", "rewards.amax(1) >= rewards.amin(1)", _GRPO),
+    ),
+    *_bugs(
+        "advantages/rloo.py",
+        (SIGN, "centred(rewards) * (samples", "-centred(rewards) * (samples", _RLOO),
+        ("the baseline knows the sample", " * (samples / (samples - 1))", "", _RLOO),
+        ("the baseline knows the sample, in expectation", " * (samples / (samples - 1))", " * 1.0", _GRADIENTS),
+        ("one sample passes", "if samples < 2:", "if samples < 1:", _RLOO),
+    ),
+    *_bugs(
+        "advantages/reinforce_pp.py",
+        (SIGN, "by=deviation(counted, correction=0)", "by=-deviation(counted, correction=0)", _REINFORCE),
+        ("the discount is ignored", "discount=gamma", "discount=1.0", _REINFORCE),
+        ("the unbiased std", "correction=0", "correction=1", _REINFORCE),
+        ("what does not count is whitened in (T10)", "counted = values[counts]", "counted = values", _REINFORCE),
+        ("centre is ignored", "if not centre:", "if False:", _REINFORCE),
+        ("fractions pass", "if not torch.equal(counts.to(weights.dtype), weights):", "if False:", _REINFORCE),
+        ("nothing is centred", "    return centred(rewards)", "    return rewards", _REINFORCE),
+    ),
+    *_bugs(
+        "advantages/ppo.py",
+        (SIGN, "gamma * next_values - values", "gamma * next_values + values", _GAE),
+        ("the next value is two tokens ahead (T25)", "values.roll(-1)", "values.roll(-2)", _GAE),
+        (
+            "the baseline is the state after the token (T25)",
+            "- values\n    advantages",
+            "- next_values\n    advantages",
+            f"{_GAE} {_GRADIENTS}",
+        ),
+        ("the next completion's value leaks in", ".index_copy(0, ends, bootstrap_values)", "", _GAE),
+        ("a cut is an end (T24)", "index_copy(0, ends, bootstrap_values)", "index_fill(0, ends, 0)", _GAE),
+        ("gamma is dropped from delta", "token_rewards + gamma * next_values", "token_rewards + next_values", _GAE),
+        ("lambda is ignored", "discount=gamma * lam", "discount=gamma", _GAE),
+        ("gamma is dropped from the sum", "discount=gamma * lam", "discount=lam", _GAE),
+        (
+            "the returns are the advantages",
+            "return advantages, advantages + values",
+            "return advantages, advantages",
+            _GAE,
+        ),
+        (
+            "the returns' sign",
+            "return advantages, advantages + values",
+            "return advantages, advantages - values",
+            _GAE,
+        ),
+    ),
+    *_bugs(
+        "advantages/token_rewards.py",
+        (
+            "the score is paid at the first token (T23)",
+            "(0, places, rewards)",
+            "(0, places - lengths + 1, rewards)",
+            _REINFORCE,
+        ),
+        (SIGN, "(0, places, rewards)", "(0, places, -rewards)", _REINFORCE),
+    ),
+    *_bugs(
+        "advantages/online_dpo.py",
+        (SIGN, "return chosen[is_pair], rejected[is_pair]", "return rejected[is_pair], chosen[is_pair]", _PAIRS),
+        ("ties are pairs", "(margins > 0) & ", "", _PAIRS),
+        ("the margin is ignored", " & (margins >= min_margin)", "", _PAIRS),
+        ("the margin itself is too small", "margins >= min_margin", "margins > min_margin", _PAIRS),
+        ("groups are mixed", "first = samples * torch.arange", "first = 1 * torch.arange", _PAIRS),
+        ("a negative margin passes", "if min_margin < 0:", "if False:", _PAIRS),
+    ),
 )
 
 _REDUCE, _LOGPS, _KL = "tests/ops/test_reduce.py", "tests/ops/test_logprobs.py", "tests/ops/test_kl.py"
@@ -293,6 +486,14 @@ _OPS = (
         ("k2 is not halved", "log_ratio.square() / 2", "log_ratio.square()", _KL),
         ("k3 of the other direction", "(-log_ratio).expm1() + log_ratio", "log_ratio.expm1() - log_ratio", _KL),
         ("k3 without its control variate", "(-log_ratio).expm1() + log_ratio", "(-log_ratio).expm1()", _KL),
+        ("the importance ratio is dropped", "importance_log_ratio.exp() * k3", "k3", _KL),
+        ("the importance ratio's sign", "importance_log_ratio.exp() * k3", "(-importance_log_ratio).exp() * k3", _KL),
+        (
+            "the importance ratio has no gradient (T20)",
+            "importance_log_ratio.exp() * k3",
+            "importance_log_ratio.detach().exp() * k3",
+            _KL,
+        ),
     ),
     *_bugs(
         "ops/logprobs.py",
@@ -452,8 +653,8 @@ _MODELS = (
         ),
         (
             "a refreshed copy passes for the start",
-            "return self._score if self._every is None else None",
-            "return self._score",
+            "return self.score if self._every is None else None",
+            "return self.score",
             f"{_REFRESH}::test_fresh_samples_do_not_take_it_for_the_start",
         ),
         (
@@ -523,6 +724,7 @@ _MODELS = (
     ),
 )
 
+_ONLINE = "tests/methods/test_online.py"
 _BASE = "tests/diagnostics/test_monitors.py"
 _FRESH = "tests/diagnostics/test_fresh_samples.py"
 _CHECKPOINT = "tests/diagnostics/test_checkpoint.py"
@@ -573,7 +775,7 @@ _METHODS = (
         ),
     ),
     *_bugs(
-        "methods/offline.py",
+        "methods/terms.py",
         (
             "coefficients are ignored",
             "            term.coefficient\n            * global_mean(",
@@ -653,6 +855,174 @@ _PIPELINE = (
         ),
     ),
     *_bugs(
+        "methods/online.py",
+        (
+            "the seed forgets the experience",
+            "self.parts.seed, number, attempt)",
+            "self.parts.seed, attempt)",
+            f"{_ONLINE}::test_the_same_prompt_is_completed_anew_the_next_time",
+        ),
+        (
+            "the seed forgets the run",
+            "self.parts.rollout.sampling.seed, self.parts.seed, number",
+            "0, self.parts.seed, number",
+            f"{_ONLINE}::test_completions_depend_on_seed_step_prompt_and_sample",
+        ),
+        (
+            "a group is judged by its raw rewards",
+            "rewards = experience.grouped(experience.rewards)\n        return",
+            "rewards = experience.grouped(experience.weights)\n        return",
+            f"{_ONLINE}::test_dynamic_sampling_fills_a_batch_with_groups_that_differ",
+        ),
+        (
+            "masked tokens count in the denominator",
+            "torch.where(learnt, experience.lengths, 0)",
+            "experience.lengths",
+            f"{_ONLINE}::test_masked_tokens_are_in_no_denominator",
+        ),
+        (
+            "a large KL skips nothing",
+            "            self._loader.leave()\n",
+            "            pass\n",
+            f"{_ONLINE}::test_a_large_kl_skips_the_steps_that_are_left",
+        ),
+        (
+            "the penalty is added (T26)",
+            "return self.kl.coefficient * k1(",
+            "return -self.kl.coefficient * k1(",
+            f"{_ONLINE}::test_t26_the_kl_is_part_of_the_reward_before_the_baseline",
+        ),
+        (
+            "every rank's share counts (T10)",
+            "float(self.trainer.is_global_zero), dtype",
+            "1.0 + 0 * float(self.trainer.is_global_zero), dtype",
+            "tests/methods/test_grpo.py::test_two_processes_agree_with_one",
+        ),
+    ),
+    *_bugs(
+        "methods/experience_loader.py",
+        (
+            "a checkpoint forgets the place (T39)",
+            '"place": place if unused else 0',
+            '"place": 0',
+            "tests/methods/test_grpo.py::test_resume_is_bitwise",
+        ),
+        (
+            "the rest of an experience is lost (T39)",
+            "if unused and self._experience is not None else None",
+            "if False else None",
+            "tests/methods/test_grpo.py::test_resume_is_bitwise",
+        ),
+        (
+            "a pass that ended early goes on after a resume",
+            'self._pass_ends = self._resumed and state["pass_ends"]',
+            "self._pass_ends = False",
+            f"{_ONLINE}::test_a_pass_that_ends_early_ends_where_it_did",
+        ),
+        (
+            "other steps pass",
+            "if self._settings[name] != value:",
+            "if False:",
+            f"{_ONLINE}::test_a_run_is_resumed_with_the_same_steps_only",
+        ),
+    ),
+    *_bugs(
+        "methods/writer.py",
+        (
+            "old log-probs at another temperature (T16)",
+            "self.policy(tokens, self.temperature, values",
+            "self.policy(tokens, 1.0, values",
+            f"{_ONLINE}::test_t16_scoring_has_the_temperature_of_sampling",
+        ),
+    ),
+    *_bugs(
+        "methods/policy_gradient.py",
+        (
+            "the policy trains at another temperature (T16)",
+            "self.policy(batch.tokens, self.temperature, entropy",
+            "self.policy(batch.tokens, 1.0, entropy",
+            f"{_ONLINE}::test_t16_scoring_has_the_temperature_of_sampling",
+        ),
+        (
+            "the KL is no part of the loss",
+            'if self.kl is not None and self.kl.place == "loss":',
+            "if False:",
+            "tests/methods/test_grpo.py::test_step_from_yaml",
+        ),
+        (
+            "Dr. GRPO divides by the length",
+            'if self.normaliser == "sequence" else self.longest',
+            "if True else self.longest",
+            f"{_ONLINE}::test_the_normalisers_are_what_they_say",
+        ),
+    ),
+    *_bugs(
+        "methods/ppo.py",
+        (
+            "what was cut off is terminal (T24)",
+            "torch.where(goes_on, experience.last_values, 0.0)",
+            "torch.zeros_like(experience.last_values)",
+            f"{_ONLINE}::test_t24_bootstrap_puts_the_critics_word_in_the_rewards_place",
+        ),
+        (
+            "a cut completion has reward and bootstrap (T24)",
+            "rewards = torch.where(goes_on, 0.0, experience.rewards)",
+            "rewards = experience.rewards",
+            f"{_ONLINE}::test_t24_bootstrap_puts_the_critics_word_in_the_rewards_place",
+        ),
+        (
+            "the policy learns while the critic warms up",
+            "if self.global_step < self.critic_warmup_steps:",
+            "if False:",
+            "tests/methods/test_ppo.py::test_only_the_critic_learns_while_it_warms_up",
+        ),
+    ),
+    *_bugs(
+        "methods/online_pairs.py",
+        (
+            "pairs are upside down",
+            "weights=torch.tensor([weight_of",
+            "weights=-torch.tensor([weight_of",
+            "tests/methods/test_online_dpo.py::test_step_from_yaml",
+        ),
+        (
+            "a masked completion is ranked",
+            "rewards = torch.where(learnt, rewards, mean)",
+            "rewards = torch.where(learnt, rewards, rewards)",
+            f"{_ONLINE}::test_a_masked_completion_is_in_no_pair",
+        ),
+        (
+            "log-probs of two temperatures",
+            "or not plain(self.parts.rollout.sampling)",
+            "",
+            f"{_ONLINE}::test_the_kl_of_pairs_is_of_one_temperature",
+        ),
+    ),
+    *_bugs(
+        "models/sharding.py",
+        (
+            "forwards without a backward pass are remembered",
+            "            _forget_forwards(model)\n",
+            "            pass\n",
+            "tests/methods/test_grpo.py::test_two_processes_agree_with_one",
+        ),
+    ),
+    *_bugs(
+        "rollout/experience.py",
+        (
+            "tokens of another completion",
+            "(self.starts[places] - (lengths.cumsum(0) - lengths))",
+            "(self.starts[places] - lengths.cumsum(0) * 0)",
+            f"{_ONLINE}::test_groups_are_taken_out_and_put_together_with_their_tokens",
+        ),
+        (
+            "the order depends on the ranks",
+            "return sorted((item for share in everyone for item in share), key=order)",
+            "return [item for share in everyone for item in share]",
+            "tests/methods/test_grpo.py::test_two_processes_agree_with_one",
+        ),
+    ),
+    *_bugs(
         "diagnostics/health.py",
         (
             "one rank stops alone",
@@ -675,4 +1045,4 @@ _PIPELINE = (
     ),
 )
 
-MUTANTS = (*_LOSSES, *_OPS, *_MODELS, *_METHODS, *_PIPELINE)
+MUTANTS = (*_LOSSES, *_ADVANTAGES, *_OPS, *_MODELS, *_METHODS, *_PIPELINE)

@@ -145,7 +145,15 @@ def our_batch(case: Case, *overrides: str) -> tuple[Method, Any]:
         seed=0,
         head=get_class(cfg.method._target_).head,
     )
-    parts = Parts(bundle=bundle, optimizer=torch.optim.AdamW, schedule=None, cache_dir=case.folder / "work")
+    parts = Parts(
+        bundle=bundle,
+        optimizer=torch.optim.AdamW,
+        schedule=None,
+        cache_dir=case.folder / "work",
+        reward=None,
+        rollout=instantiate(cfg.rollout, _convert_="all"),
+        seed=0,
+    )
     method: Method = instantiate(cfg.method, _convert_="all")(parts=parts)
     data = instantiate(cfg.data, _convert_="all")(
         tokenizer=bundle.tokenizer,

@@ -86,7 +86,7 @@ def recount(model: Path) -> list[list[int]]:
     """Right continuations of each step, from tokens put together by hand; for the last step of the solution itself."""
     tokenizer = chains_tokenizer()
     engine = HFEngine(LogprobModel(LlamaForCausalLM.from_pretrained(model).eval(), chunk_tokens=8), tokenizer)
-    sampling = Sampling(6, 1.0, 1.0, 0, SAMPLES, seed=0, batch_size=64)
+    sampling = Sampling(6, 1.0, 1.0, 0, SAMPLES, seed=0, batch_size=64, min_p=0.0, stop=[], bad_words=[])
     found = []
     for number, steps in enumerate(STEPS):
         counts = []

@@ -27,7 +27,10 @@ from alignment.types import PromptBatch, Sampling
 from alignment.utils.errors import ConfigError, UserError
 
 torch.set_num_threads(1)
-SAMPLING = Sampling(max_new_tokens=12, temperature=1.0, top_p=1.0, top_k=0, num_samples=2, seed=3, batch_size=4)
+SAMPLING = Sampling(
+    max_new_tokens=12, temperature=1.0, top_p=1.0, top_k=0, num_samples=2, seed=3, batch_size=4,
+    min_p=0.0, stop=[], bad_words=[],
+)  # fmt: skip
 GREEDY = replace(SAMPLING, temperature=0.0, num_samples=1)
 EOS = 2
 
@@ -103,7 +106,9 @@ def test_rows_leave_the_batch_when_they_end_and_the_others_go_on(tokenizer, prom
     sampling = replace(SAMPLING, num_samples=4, batch_size=20)
     rollouts = engine(model, tokenizer).generate(prompts, sampling)
     alone = engine(model, tokenizer).generate(prompts, replace(sampling, batch_size=1))
-    assert rollouts == alone
+    assert [replace(r, token_logps=()) for r in rollouts] == [replace(r, token_logps=()) for r in alone]
+    for one, other in zip(rollouts, alone, strict=True):
+        assert one.token_logps == pytest.approx(other.token_logps, abs=1e-4)
     assert len({len(rollout.completion_ids) for rollout in rollouts}) > 3
     for rollout in rollouts:
         ends = [token in range(2, 120) for token in rollout.completion_ids]
@@ -244,14 +249,53 @@ def test_top_k_and_top_p_keep_what_transformers_keeps():
             expected = TopKLogitsWarper(top_k)(None, expected)
         if top_p < 1:
             expected = TopPLogitsWarper(top_p)(None, expected)
-        assert torch.equal(filtered(logits, top_k=top_k, top_p=top_p), expected)
+        assert torch.equal(filtered(logits, top_k=top_k, top_p=top_p, min_p=0.0), expected)
+
+
+def test_min_p_keeps_what_transformers_keeps():
+    from transformers import MinPLogitsWarper
+
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)) * 3
+    for min_p in (0.05, 0.3, 0.99):
+        expected = MinPLogitsWarper(min_p)(None, logits)
+        assert torch.equal(filtered(logits, top_k=0, top_p=1.0, min_p=min_p), expected)
+
+
+def test_a_stop_text_ends_its_own_row_alone(tokenizer, prompts):
+    sampler = engine(tiny("llama"), tokenizer)
+    free = sampler.generate(prompts, SAMPLING)
+    word = free[0].completion.split()[1][:3]
+    stopped = sampler.generate(prompts, replace(SAMPLING, stop=[word]))
+    for one, other in zip(free, stopped, strict=True):
+        assert one.completion_ids[: len(other.completion_ids)] == other.completion_ids
+        if word in one.completion:
+            assert other.finish_reason == "stop"
+            assert other.completion.index(word) + len(word) > len(other.completion) - 12
+            assert word not in tokenizer.decode(other.completion_ids[:-1])
+        else:
+            assert other.completion_ids == one.completion_ids
+    assert word in stopped[0].completion
+    assert len(stopped[0].completion_ids) < len(free[0].completion_ids)
+
+
+def test_a_bad_word_is_never_written(tokenizer, prompts):
+    sampler = engine(tiny("llama"), tokenizer)
+    many = replace(SAMPLING, num_samples=8)
+    written = [token for rollout in sampler.generate(prompts, many) for token in rollout.completion_ids]
+    counts = Counter(tokenizer.convert_ids_to_tokens(written))
+    word = next(token for token, _ in counts.most_common() if token and token.isalpha())
+    banned = tokenizer(word, add_special_tokens=False)["input_ids"]
+    rollouts = sampler.generate(prompts, replace(many, bad_words=[word]))
+    for rollout in rollouts:
+        ids = rollout.completion_ids
+        assert not any(list(ids[at : at + len(banned)]) == banned for at in range(len(ids)))
 
 
 def test_only_the_models_own_distribution_is_plain():
     assert plain(SAMPLING)
-    assert not any(
-        plain(replace(SAMPLING, **change)) for change in ({"temperature": 0.9}, {"top_p": 0.9}, {"top_k": 9})
-    )
+    changes = ({"temperature": 0.9}, {"top_p": 0.9}, {"top_k": 9}, {"min_p": 0.1}, {"bad_words": ["x"]})
+    assert not any(plain(replace(SAMPLING, **change)) for change in changes)
+    assert plain(replace(SAMPLING, stop=["x"])), "a text that ends a completion changes no token's probability"
 
 
 def test_prompts_of_a_batch_leave_fillers_out():

@@ -1,0 +1,118 @@
+"""What is said and kept of completions that a policy wrote to learn from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from alignment.rollout.experience import Experience
+
+
+class RolloutObserver(Callback):
+    """A callback that is shown each experience before it is trained on."""
+
+    def on_rollouts(self, trainer: pl.Trainer, experience: Experience, number: int) -> None:
+        """Is called on every rank, with all ranks' completions.
+
+        Args:
+            trainer: The run's.
+            experience: With its advantages.
+            number: Counts from 0.
+        """
+
+
+class WriteRollouts(RolloutObserver):
+    """Keeps every completion that was trained on, a Parquet file an experience: ``rollouts/000000.parquet``.
+
+    A row is a completion: prompt, tokens, log-probs under the sampler, rewards with their components, and advantages.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, *, folder: Path) -> None:
+        self.folder = folder / "rollouts"
+
+    def on_rollouts(self, trainer: pl.Trainer, experience: Experience, number: int) -> None:
+        """Writes the file, whole or not at all."""
+        if not trainer.is_global_zero:
+            return
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{number:06d}.parquet"
+        temporary = path.with_suffix(".tmp")
+        parquet.write_table(pa.Table.from_pylist(rollout_rows(experience, step=trainer.global_step)), temporary)
+        temporary.replace(path)
+
+
+def rollout_rows(experience: Experience, *, step: int) -> list[dict[str, Any]]:
+    """Turns an experience into one mapping a completion.
+
+    Args:
+        experience: With its advantages.
+        step: Optimiser steps that the policy had made.
+    """
+    lengths = experience.lengths.tolist()
+    advantages = [] if experience.advantages is None else experience.advantages.split(lengths)
+    rows = []
+    for place, rollout in enumerate(experience.rollouts):
+        rows.append(
+            {
+                "step": step,
+                "prompt_id": rollout.prompt_id,
+                "prompt": json.dumps(rollout.prompt, ensure_ascii=False),
+                "answer": json.dumps(rollout.answer, ensure_ascii=False),
+                "sample": rollout.sample,
+                "seed": rollout.seed,
+                "completion": rollout.completion,
+                "finish_reason": rollout.finish_reason,
+                "prompt_ids": list(rollout.prompt_ids),
+                "completion_ids": list(rollout.completion_ids),
+                "token_logps": list(rollout.token_logps),
+                "reward": experience.raw_rewards[place].item(),
+                "shaped_reward": experience.rewards[place].item(),
+                "components": json.dumps({name: v[place].item() for name, v in experience.components.items()}),
+                "weight": experience.weights[place].item(),
+                "advantages": advantages[place].tolist() if advantages else None,
+            }
+        )
+    return rows
+
+
+def rollout_metrics(experience: Experience) -> dict[str, Float[Tensor, "items"]]:
+    """Returns what is logged about completions: values whose mean is taken, one a completion or a group."""
+    metrics = {
+        "reward/total": experience.raw_rewards,
+        "reward/shaped": experience.rewards,
+        "length/completion_tokens": experience.lengths.float(),
+        "length/truncated_share": experience.truncated.float(),
+    }
+    metrics |= {f"reward/{name}": values for name, values in experience.components.items()}
+    if experience.group_size > 1:
+        metrics["reward/group_std"] = experience.grouped(experience.raw_rewards).std(1)
+        shaped = experience.grouped(experience.rewards)
+        metrics["advantage/zero_std_groups"] = (shaped.amax(1) == shaped.amin(1)).float()
+    if experience.reference_logps is not None:
+        metrics["kl/policy_reference_nats"] = experience.sums(experience.log_ratios)
+    return {name: values.to(torch.float32) for name, values in metrics.items()}
+
+
+def value_metrics(experience: Experience) -> dict[str, Float[Tensor, "1"]]:
+    """Returns how well the critic foresaw what came: 1 perfectly, 0 no better than a constant; nothing without one."""
+    if experience.values is None or experience.returns is None:
+        return {}
+    learnt = experience.per_token(experience.weights) > 0
+    values, returns = experience.values[learnt], experience.returns[learnt]
+    if not len(values):
+        return {}
+    explained = 1 - (returns - values).var(correction=0) / returns.var(correction=0).clamp_min(1e-12)
+    return {"value/explained_variance": explained.view(1), "value/mean": values.mean().view(1)}

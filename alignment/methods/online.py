@@ -1,0 +1,379 @@
+"""Methods that learn from what the policy writes: prompts, completions, rewards, advantages, minibatches.
+
+The policy writes completions of a batch of prompts, they are judged and measured, and the method turns what was
+measured into a weight for each token. From there on it is training like any other: micro-batches with the denominators
+of their whole step, one loss each, Lightning's own loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alignment.data.datamodule import DataModule
+from alignment.data.loader import PlannedLoader
+from alignment.data.plan import MicroBatchPlan, epoch_order, plan_epoch
+from alignment.diagnostics.rollouts import RolloutObserver, rollout_metrics, value_metrics
+from alignment.methods.base import Parts
+from alignment.methods.experience_loader import ExperienceLoader
+from alignment.methods.kl import KLPenalty
+from alignment.methods.metrics import MetricSums
+from alignment.methods.rollout_plan import RolloutPlan
+from alignment.methods.terms import TermsMethod
+from alignment.methods.writer import PHASES, Writer
+from alignment.ops.kl import k1
+from alignment.rewards.shaping import Shaping
+from alignment.rollout.engine import encoded_prompts
+from alignment.rollout.experience import Experience, gathered
+from alignment.types import Batch, Layout, PromptBatch, Role
+from alignment.utils.errors import ConfigError, UserError
+
+log = logging.getLogger(__name__)
+
+#: Batches of prompts in a row that may give nothing to learn from before a run is stopped.
+_MOST_EMPTY = 20
+
+
+class OnlineMethod(TermsMethod):
+    """Base of the methods that write what they learn from.
+
+    A subclass says what a completion's tokens are worth (:meth:`advantages`) and how that becomes a loss (``terms``).
+
+    Args:
+        rollouts: How much is written at a time, and how often it is learnt from.
+        kl: What holds the policy near its reference, or ``None``.
+        shaping: From rewards as they were given to rewards that are learnt from.
+        parts: From the run.
+
+    Attributes:
+        least_group_size: Completions of a prompt that the method needs.
+
+    Raises:
+        ConfigError: There is no reward, a reference without a penalty or the other way round, or a sampling whose
+            distribution the policy's log-probs are not of.
+    """
+
+    batch_type = PromptBatch
+    roles = frozenset({Role.POLICY})
+    optional_roles = frozenset({Role.REFERENCE})
+    least_group_size = 1
+
+    def __init__(self, *, rollouts: RolloutPlan, kl: KLPenalty | None, shaping: Shaping, parts: Parts) -> None:
+        super().__init__(parts)
+        self.set_up(rollouts=rollouts, kl=kl, shaping=shaping, parts=parts)
+
+    def set_up(self, *, rollouts: RolloutPlan, kl: KLPenalty | None, shaping: Shaping, parts: Parts) -> None:
+        """Takes over what every online method has; the arguments are the constructor's."""
+        if parts.reward is None:
+            hint = "completions must be judged: reward=answer, reward=model, reward=vader, ..."
+            raise ConfigError("reward", got=None, expected="a reward", hint=hint)
+        rollouts.check(least_group_size=self.least_group_size, has_critic=Role.CRITIC in self.roles)
+        _check_reference(has_penalty=self.compares_with_reference(kl), has_reference=parts.bundle.has_reference)
+        self.rollouts, self.kl, self.shaping = rollouts, kl, shaping
+        self.temperature = parts.rollout.sampling.temperature
+        self.rollout_sums, self.kl_sums = MetricSums(), MetricSums()
+        self._num_empty = 0
+        self._loader: ExperienceLoader | None = None
+        self._writer: Writer | None = None
+        self._last_phases = dict.fromkeys((*PHASES, "tokens"), 0.0)
+
+    @abstractmethod
+    def advantages(self, experience: Experience) -> Experience:
+        """Fills in the advantage of each token, from shaped rewards and what was measured."""
+
+    def compares_with_reference(self, kl: KLPenalty | None) -> bool:
+        """Whether any term takes the reference's log-probs."""
+        return kl is not None
+
+    @property
+    def scoring_temperature(self) -> float:
+        """What logits are divided by where completions are scored: as when they were drawn (T16)."""
+        return self.temperature
+
+    @property
+    def steps_a_batch(self) -> int:
+        """Prompts are read for all minibatches at once."""
+        return self.rollouts.minibatches
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether each experience is used for one step: then the policy's log-probs are those that wrote it."""
+        return self.rollouts.steps == 1
+
+    @property
+    def needs_old_logps(self) -> bool:
+        """Whether the policy scores what it has written: it does where steps follow the first."""
+        return not self.is_on_policy
+
+    @property
+    def data(self) -> DataModule:
+        """The run's data."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        """Puts experiences between the prompts and the training loop."""
+        super().setup(stage)
+        self.data.wrap_training(self._make_loader)
+
+    def collect(self, prompts: Iterator[PromptBatch], number: int) -> Experience | None:
+        """Writes completions of the next prompts, measures them, and computes their advantages."""
+        wanted = self.data.batch_size * self.rollouts.minibatches
+        most = self.rollouts.dynamic_sampling or 1
+        experience: Experience | None = None
+        for attempt, batch in enumerate(prompts):
+            written = self._write(batch, number, attempt)
+            useful = self.useful_groups(written)
+            self._note(written, num_useful=len(useful))
+            self._num_empty = 0 if useful else self._num_empty + 1
+            if self._num_empty == _MOST_EMPTY:
+                self._nothing_to_learn()
+                break
+            room = wanted - (0 if experience is None else experience.num_groups)
+            # Which ones have to go is left to chance: not always the same prompts.
+            order = epoch_order(len(useful), seed=self.parts.seed, epoch=number, shuffle=len(useful) > room)
+            kept = written.only([useful[place] for place in sorted(order[:room].tolist())])
+            experience = kept if experience is None else experience.and_then(kept)
+            if experience.num_groups >= wanted or (experience.num_groups and attempt + 1 >= most):
+                break
+        if experience is None or not experience.num_groups:
+            return None
+        experience = self.advantages(experience)
+        self.note(value_metrics(experience))
+        self._adapt(experience)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RolloutObserver):
+                callback.on_rollouts(self.trainer, experience, number)
+        return experience
+
+    def penalty(self, experience: Experience) -> Float[Tensor, "tokens"]:
+        """What the KL takes off each token's reward, where its place is the reward; else 0."""
+        if self.kl is None or self.kl.place != "reward":
+            return torch.zeros_like(experience.sampler_logps)
+        return self.kl.coefficient * k1(experience.log_ratios)
+
+    def useful_groups(self, experience: Experience) -> list[int]:
+        """Which groups are learnt from: with dynamic sampling those whose rewards differ, else all."""
+        if self.rollouts.dynamic_sampling is None:
+            return list(range(experience.num_groups))
+        rewards = experience.grouped(experience.rewards)
+        return (rewards.amax(1) > rewards.amin(1)).nonzero()[:, 0].tolist()
+
+    def plan(self, experience: Experience, number: int) -> list[MicroBatchPlan]:
+        """Cuts all steps on an experience into this rank's micro-batches."""
+        plans: list[MicroBatchPlan] = []
+        for epoch in range(self.rollouts.epochs):
+            planned = plan_epoch(
+                lengths=_row_tokens(experience, self.policy.layout),
+                counted=self.counted(experience),
+                geometry=self.data.step_geometry,
+                rank=self.trainer.global_rank,
+                seed=self.parts.seed,
+                epoch=number * self.rollouts.epochs + epoch,
+                shuffle=self.rollouts.minibatches > 1,
+                packed=self.policy.layout is not Layout.PADDED,
+            )
+            plans += [replace(item, counts=_counts(item.counts, is_first=epoch == 0)) for item in planned]
+        return plans
+
+    def counted(self, experience: Experience) -> dict[str, np.ndarray]:
+        """What each group adds to the denominators of its step."""
+        learnt = experience.weights > 0
+        prompts = torch.tensor([len(rollout.prompt_ids) for rollout in experience.rollouts])
+        values = {
+            "sequences": learnt,
+            "tokens": torch.where(learnt, experience.lengths, 0),
+            "real_tokens": prompts + experience.lengths,
+        }
+        return {name: experience.grouped(value).sum(1).numpy() for name, value in values.items()}
+
+    def micro_batch(self, experience: Experience, plan: MicroBatchPlan) -> Batch:
+        """Makes the micro-batch that a plan describes."""
+        return experience.batch(plan, pad_id=self.pad_id, layout=self.policy.layout)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Is never called: prompts have no loss, and what is held out is for fresh samples."""
+
+    def end_batch(self, batch: Batch) -> None:
+        """Counts and logs; beyond the largest KL goes on to new completions."""
+        limit = self.rollouts.max_kl_nats
+        if (
+            limit is not None
+            and self._loader is not None
+            and not self.trainer.fit_loop._should_accumulate()
+            and self.kl_sums.pop_means()["kl"] > limit
+        ):
+            self._loader.leave()
+        super().end_batch(batch)
+
+    def means(self, sums: MetricSums) -> dict[str, float]:
+        """Returns what was collected in training, and on the completions written since the line before."""
+        return super().means(sums) | self.rollout_sums.pop_means() | self._phases()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Saves what shaping and the penalty's coefficient have come to."""
+        super().on_save_checkpoint(checkpoint)
+        kl = None if self.kl is None else self.kl.state_dict()
+        checkpoint["online"] = {
+            "shaping": self.shaping.state_dict(),
+            "kl": kl,
+            "rollout_sums": self.rollout_sums.state_dict(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores it."""
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint["online"]
+        self.shaping.load_state_dict(state["shaping"])
+        if self.trainer.is_global_zero:  # they are the whole batch's, and count once
+            self.rollout_sums.load_state_dict(state["rollout_sums"])
+        self._last_phases["tokens"] = self.budget["tokens_generated"]
+        if self.kl is not None and state["kl"] is not None:
+            self.kl.load_state_dict(state["kl"])
+
+    @property
+    def pad_id(self) -> int:
+        """Fills rows."""
+        return self.bundle.tokenizer.pad_token_id  # type: ignore[return-value]
+
+    @property
+    def writer(self) -> Writer:
+        """What writes and measures completions; made when models are where they belong."""
+        if self._writer is None:
+            assert self.parts.reward is not None
+            reference, critic = self.bundle.reference, self.bundle.critic
+            own_critic = None if critic is None else critic.model
+            models = [self.policy, own_critic, None if reference is None else reference.frozen]
+            self._writer = Writer(
+                policy=self.policy,
+                engine=self.parts.rollout.engine(model=self.policy, tokenizer=self.bundle.tokenizer),
+                reward=self.parts.reward,
+                reference=None if reference is None else reference.score,
+                critic=own_critic,
+                policy_has_values=self.policy.value_head is not None,
+                models=[model for model in models if model is not None],
+                needs_old_logps=self.needs_old_logps,
+                temperature=self.scoring_temperature,
+                pad_id=self.pad_id,
+                sequences_a_pass=self.data.micro_batch_size * self.rollouts.group_size,
+                precision=self.trainer.precision_plugin.forward_context,
+            )
+        return self._writer
+
+    def _make_loader(self, prompts: PlannedLoader) -> ExperienceLoader:
+        steps = self.data.step_geometry.num_micro_batches(self.data.num_train_records)
+        settings = {f"data.{name}": value for name, value in asdict(self.data.step_geometry).items()}
+        settings |= {f"method.rollouts.{name}": value for name, value in asdict(self.rollouts).items()}
+        self._loader = ExperienceLoader(
+            prompts,
+            learner=self,
+            length=steps * self.rollouts.epochs,
+            settings=settings,
+            in_flight=self.data.in_flight,
+        )
+        return self._loader
+
+    def _write(self, batch: PromptBatch, number: int, attempt: int) -> Experience:
+        """Has this rank's prompts completed and measured, and puts all ranks' together."""
+        seed = _seed(self.parts.rollout.sampling.seed, self.parts.seed, number, attempt)
+        sampling = replace(self.parts.rollout.sampling, num_samples=self.rollouts.group_size, seed=seed)
+        mine = self.writer.write(encoded_prompts(batch), sampling)
+        everything = gathered(mine, order=lambda item: (item.rollout.prompt_id, item.rollout.sample))
+        experience = Experience.of(everything, group_size=self.rollouts.group_size)
+        rewards = self.shaping(
+            rewards=experience.raw_rewards,
+            truncated=experience.truncated,
+            lengths=experience.lengths,
+            max_new_tokens=sampling.max_new_tokens,
+        )
+        is_learnt = torch.ones_like(experience.truncated)
+        if self.rollouts.truncated == "mask":
+            is_learnt = ~experience.truncated
+        return replace(experience, rewards=rewards, weights=is_learnt.float())
+
+    def _note(self, experience: Experience, *, num_useful: int) -> None:
+        """Counts what was written, collects what is logged about it, and tells the penalty of its KL."""
+        self.budget["tokens_generated"] += int(experience.lengths.sum())
+        metrics = rollout_metrics(experience)
+        metrics["advantage/used_groups"] = torch.tensor([num_useful / experience.num_groups])
+        if self.kl is not None:
+            metrics["kl/coefficient"] = torch.tensor([self.kl.coefficient])
+        self.note(metrics)
+
+    def note(self, metrics: Mapping[str, Tensor]) -> None:
+        """Collects values of the whole batch, which is on every rank, for the next line of the log."""
+        for name, values in metrics.items():
+            weights = torch.full_like(values, float(self.trainer.is_global_zero), dtype=torch.float32)
+            self.rollout_sums.add(name, values.to(self.device), weights.to(self.device))
+
+    def _adapt(self, experience: Experience) -> None:
+        """Tells the penalty how far the policy was from its reference when it wrote this."""
+        if self.kl is not None:
+            kl = experience.sums(experience.log_ratios)
+            self.kl.after_batch(sequence_kl_nats=kl.mean().item(), num_sequences=len(kl))
+
+    def _nothing_to_learn(self) -> None:
+        """Ends a run whose policy has learnt all that its reward can tell, and refuses one that never began to."""
+        words = (
+            f"{_MOST_EMPTY} batches of prompts in a row gave nothing to learn from: all completions of a prompt "
+            "had the same reward"
+        )
+        if self.global_step == 0:
+            raise UserError(
+                f"{words}. The task is too hard or too easy for this policy, or the reward does not tell its "
+                "completions apart"
+            )
+        log.warning("%s: training ends at step %d", words, self.global_step)
+        self.trainer.should_stop = True
+
+    def _phases(self) -> dict[str, float]:
+        """Seconds of each phase of writing since the line before, and tokens a second."""
+        now = self.writer.seconds | {"tokens": self.budget["tokens_generated"]}
+        spent = {name: value - self._last_phases[name] for name, value in now.items()}
+        self._last_phases = now
+        metrics = {f"time/{name}_seconds": spent[name] for name in PHASES}
+        if spent["tokens"]:
+            metrics["speed/generated_tokens_per_second"] = spent["tokens"] / max(spent["generate"], 1e-9)
+        return metrics
+
+
+def _check_reference(*, has_penalty: bool, has_reference: bool) -> None:
+    if has_penalty and not has_reference:
+        hint = "set reference=frozen_copy, adapter_off (with adapter=lora), or method/kl=none"
+        raise ConfigError("reference", got="none", expected="a reference for method.kl", hint=hint)
+    if has_reference and not has_penalty:
+        raise ConfigError(
+            "reference",
+            got="a reference",
+            expected="none, because method.kl is null and nothing would take it",
+            hint="set reference=none, or method/kl=loss or reward",
+        )
+
+
+def _counts(counts: dict[str, float], *, is_first: bool) -> dict[str, float]:
+    """A step's denominators; where all its completions are masked a mean is over nothing, and 0 instead of 0 / 0."""
+    return {name: max(count, 1.0) for name, count in counts.items()} | {"new_prompts": counts["records"] * is_first}
+
+
+def _row_tokens(experience: Experience, layout: Layout) -> np.ndarray:
+    """Tokens that each group adds to the rows of a micro-batch; its longest sequence where rows are padded."""
+    prompts = experience.grouped(torch.tensor([len(rollout.prompt_ids) for rollout in experience.rollouts]))
+    completions = experience.grouped(experience.lengths)
+    if layout is Layout.PADDED:
+        return (prompts + completions).amax(1).numpy()
+    times = 1 if layout is Layout.PREFIX_SHARED else experience.group_size
+    return (prompts[:, 0] * times + completions.sum(1)).numpy()
+
+
+def _seed(*parts: int) -> int:
+    """One seed from several: the sampling's, the run's, the experience's and the attempt's."""
+    name = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.sha256(name).digest()[:6])

@@ -1,0 +1,96 @@
+"""A weighted sum of rewards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypedDict
+
+from alignment.rewards.base import Reward
+from alignment.rewards.errors import checked_scores
+from alignment.types import Rewards, Rollout
+from alignment.utils.errors import ConfigError
+
+ERRORS = "errors"
+"""The component that counts the parts that failed; no part may be called so."""
+
+
+class Part(TypedDict):
+    """One reward of a sum, and what its total is multiplied by."""
+
+    reward: Reward
+    weight: float
+
+
+class CompositeReward:
+    """The sum over parts of weight * total.
+
+    Components: every part's own total, without its weight, under the part's name, and the part's components as
+    ``PART/COMPONENT``. With ``on_error=score`` also ``errors``, how many parts failed on a completion, and
+    ``PART/errors``.
+
+    Args:
+        parts: The rewards and their weights by name. A weight of 0 only measures.
+        on_error: What happens when a part raises or returns anything but a finite number for each completion:
+            ``raise`` stops with the part, the prompt and the completion; ``score`` gives that part's total
+            ``error_score`` for that completion. See :func:`alignment.rewards.errors.checked_scores`.
+        error_score: For ``score`` a number, before the part's weight; ``None`` for ``raise``.
+
+    Raises:
+        ConfigError: No parts, a part without a reward or a finite weight, or a policy without its score.
+    """
+
+    def __init__(
+        self, *, parts: Mapping[str, Part], on_error: Literal["raise", "score"], error_score: float | None
+    ) -> None:
+        _check_parts(parts)
+        _check_policy(on_error, error_score)
+        self.parts = {name: (part["reward"], float(part["weight"])) for name, part in parts.items()}
+        self.error_score = error_score
+
+    def score(self, rollouts: Sequence[Rollout]) -> Rewards:
+        """Adds up what the parts say of each completion.
+
+        Raises:
+            UserError: A part failed and ``on_error`` is ``raise``.
+        """
+        total = [0.0] * len(rollouts)
+        errors = [0.0] * len(rollouts)
+        components: dict[str, tuple[float, ...]] = {}
+        for name, (reward, weight) in self.parts.items():
+            key = f"reward.parts.{name}"
+            rewards = checked_scores(reward, rollouts, name=key, error_score=self.error_score)
+            components[name] = rewards.total
+            components |= {f"{name}/{component}": values for component, values in rewards.components.items()}
+            total = [sum_ + weight * value for sum_, value in zip(total, rewards.total, strict=True)]
+            if self.error_score is not None and rollouts:
+                errors = [sum_ + failed for sum_, failed in zip(errors, rewards.components[ERRORS], strict=True)]
+        if self.error_score is not None:
+            components[ERRORS] = tuple(errors)
+        return Rewards(total=tuple(total), components=components)
+
+
+def _check_parts(parts: Mapping[str, Part]) -> None:
+    if not parts:
+        hint = "For example +reward@reward.parts.length.reward=length +reward.parts.length.weight=0.1"
+        raise ConfigError(
+            "reward.parts", got=dict(parts), expected="at least one part with a reward and a weight", hint=hint
+        )
+    for name, part in parts.items():
+        key = f"reward.parts.{name}"
+        if name == ERRORS or "/" in name:
+            raise ConfigError(key, got=name, expected=f"a name without '/' that is not '{ERRORS}'")
+        if set(part) != {"reward", "weight"}:
+            raise ConfigError(key, got=list(part), expected="a reward and a weight", hint=f"Add +{key}.weight=1")
+        weight: object = part["weight"]
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ConfigError(f"{key}.weight", got=weight, expected="a finite number")
+
+
+def _check_policy(on_error: str, error_score: float | None) -> None:
+    if on_error == "raise" and error_score is not None:
+        hint = "Set reward.on_error=score, or reward.error_score=null"
+        raise ConfigError("reward.error_score", got=error_score, expected="null with reward.on_error=raise", hint=hint)
+    if on_error == "score" and (error_score is None or not math.isfinite(error_score)):
+        expected = "a finite number with reward.on_error=score: what a completion gets whose reward failed"
+        raise ConfigError("reward.error_score", got=error_score, expected=expected, hint="Add reward.error_score=0.0")
