@@ -29,7 +29,7 @@ def read_the_environment():
 def read_the_homes():
     import os
 
-    for folder in ("/root", "/home", "/etc", "/var", "/work", "/mnt", "/run", REPOSITORY, os.path.expanduser("~root")):
+    for folder in ("/root", "/home", "/etc", "/var", "/srv", "/mnt", "/run", REPOSITORY, os.path.expanduser("~root")):
         if os.path.exists(folder):
             print("ESCAPED", folder, os.listdir(folder))
 
