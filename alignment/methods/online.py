@@ -209,7 +209,7 @@ class OnlineMethod(TermsMethod):
             limit is not None
             and self._loader is not None
             and not self.trainer.fit_loop._should_accumulate()
-            and self.kl_sums.pop_means()["kl"] > limit
+            and self.kl_sums.pop_means().get("kl", 0.0) > limit
         ):
             self._loader.leave()
         super().end_batch(batch)
@@ -233,8 +233,9 @@ class OnlineMethod(TermsMethod):
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["online"]
         self.shaping.load_state_dict(state["shaping"])
-        if self.trainer.is_global_zero:  # they are the whole batch's, and count once
-            self.rollout_sums.load_state_dict(state["rollout_sums"])
+        # They are the whole batch's and count once, and every rank must hold the same names.
+        mine = float(self.trainer.is_global_zero)
+        self.rollout_sums.load_state_dict({name: pair * mine for name, pair in state["rollout_sums"].items()})
         self._last_phases["tokens"] = self.budget["tokens_generated"]
         if self.kl is not None and state["kl"] is not None:
             self.kl.load_state_dict(state["kl"])

@@ -26,7 +26,7 @@ from alignment.types import Rollout, TokenLogps
 from alignment.utils.errors import ConfigError, UserError
 
 from method_tester import MethodTester
-from runs import exported, job, metrics, train
+from runs import exported, job, metrics, train, train_forked
 
 GRPO_RUN = (*ONLINE, "method=grpo", "method.rollouts.group_size=4")
 SHORT = ("trainer.max_steps=2", "export=null")
@@ -252,6 +252,28 @@ def test_a_large_kl_skips_the_steps_that_are_left(tmp_path):
     whole = metrics(train(job(tmp_path, *overrides), tmp_path / "whole"))
     written = [step for step, row in short.items() if "train/reward/total" in row]
     assert len(written) > len([step for step, row in whole.items() if "train/reward/total" in row])
+
+
+def test_a_step_without_a_completion_to_learn_from_has_no_kl(tmp_path):
+    overrides = (
+        "method.rollouts.truncated=mask",
+        "method.rollouts.max_kl_nats=1e-3",
+        "rollout.sampling.max_new_tokens=2",
+    )
+    run = train(job(tmp_path, *GRPO_RUN, *SEVERAL, *overrides, *SHORT), tmp_path / "run")
+    assert set(metrics(run)) == {1, 2}
+
+
+def test_two_processes_go_on_between_two_lines_of_the_log(tmp_path):
+    """What was written since the last line is in the first process's sums; the other must have the names too."""
+    overrides = (*GRPO_RUN, *SEVERAL, "hardware=cpu_ddp2", "trainer.log_every_n_steps=3")
+    whole = train_forked(job(tmp_path, *overrides), tmp_path / "whole")
+    broken = tmp_path / "broken"
+    (broken / "checkpoints").mkdir(parents=True)
+    (whole / "checkpoints" / "step-000002").rename(broken / "checkpoints" / "step-000002")
+    train_forked(job(tmp_path, *overrides, f"resume={broken}"), tmp_path / "unused")
+    name = "train/reward/total"
+    assert metrics(broken)[3][name] == pytest.approx(metrics(whole)[3][name])
 
 
 def test_an_adaptive_coefficient_follows_its_target():
