@@ -30,7 +30,6 @@ from alignment.cli.main import main as align_main
 from alignment.types import Layout
 
 FOLDER = Path(training_step.__file__).parent
-SHARED = FOLDER.parents[1] / "shared" / "data"
 TINY = ["--shape", "tiny", "--steps", "2", "--repetitions", "1"]
 
 
@@ -277,10 +276,8 @@ def test_operations_are_those_that_torch_counts():
     assert model_flops(config, ((prompt, chosen, rejected),), passes=3) == 3 * counted
 
 
-def test_the_lengths_of_hh_are_the_datas():
-    data, model = SHARED / "preference" / "hh_harmless.jsonl.gz", SHARED / "weights" / "stories15M"
-    if not data.is_file() or not model.is_dir():
-        pytest.skip("the data are not here")
+def test_the_lengths_of_hh_are_the_datas(shared_data):
+    data, model = shared_data / "preference" / "hh_harmless.jsonl.gz", shared_data / "weights" / "stories15M"
     tokenizer = AutoTokenizer.from_pretrained(model)
     count = lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)  # noqa: E731
     assert hh_lengths(data, count) == HH_LENGTHS
