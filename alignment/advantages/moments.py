@@ -71,5 +71,38 @@ def scaled(values: Float[Tensor, "*shape"], *, by: Float[Tensor, "*other"]) -> F
     return values / _nonzero(by)
 
 
+def whitened(*, values: Float[Tensor, "items"], weights: Float[Tensor, "items"]) -> Float[Tensor, "items"]:
+    """Returns (A - mean) / std over all items that count: REINFORCE++'s and PPO's normalisation over the whole batch.
+
+    REINFORCE++ is Hu et al. 2025, arXiv 2501.03262.
+
+    Args:
+        values: Of the whole batch, all ranks together.
+        weights: 1 for an item that counts, 0 for one that does not, whatever that holds.
+
+    Returns:
+        Same shape, without a unit; 0 for items that do not count, and for all where those that count are equal.
+
+    Raises:
+        ValueError: If a weight is neither 0 nor 1.
+
+    Deviations:
+        The std is the population's (divided by n), as in OpenRLHF, the authors' code, which bounds the variance from
+        below by 1e-8; no bound is needed here. The paper gives neither.
+
+    Example:
+        >>> whitened(values=torch.tensor([1.0, 3.0, 9.0]), weights=torch.tensor([1.0, 1.0, 0.0]))
+        tensor([-1.,  1.,  0.])
+    """
+    counts = weights > 0
+    if not torch.equal(counts.to(weights.dtype), weights):
+        raise ValueError("a weight is neither 0 nor 1: an item counts or it does not")
+    counted = values[counts]
+    if not len(counted):
+        return torch.zeros_like(values)
+    result = scaled(centred(counted), by=deviation(counted, correction=0))
+    return torch.zeros_like(values).masked_scatter(counts, result)
+
+
 def _nonzero(divisors: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return torch.where(divisors == 0, torch.ones_like(divisors), divisors)

@@ -24,10 +24,7 @@ def last_tokens(*, lengths: Int[Tensor, "rollouts"], num_tokens: int) -> Int[Ten
         >>> last_tokens(lengths=torch.tensor([2, 1, 3]), num_tokens=6)
         tensor([1, 2, 5])
     """
-    if (lengths < 1).any():
-        raise ValueError(f"a completion of {lengths.min().item()} tokens: it must hold at least one")
-    if lengths.sum() != num_tokens:
-        raise ValueError(f"the completions have {lengths.sum().item()} tokens together, but {num_tokens} values came")
+    _check(lengths, num_tokens)
     return lengths.cumsum(0) - 1
 
 
@@ -53,7 +50,7 @@ def discounted_sums(
         >>> discounted_sums(torch.tensor([1.0, 1.0, 1.0]), lengths=torch.tensor([1, 2]), discount=0.5)
         tensor([1.0000, 1.5000, 1.0000])
     """
-    last_tokens(lengths=lengths, num_tokens=len(values))
+    _check(lengths, len(values))
     if not len(values):
         return values
     places = torch.arange(int(lengths.max()), device=values.device)
@@ -66,3 +63,10 @@ def discounted_sums(
         following = column + discount * following
         sums.append(following)
     return torch.stack(sums[::-1], dim=1)[is_token]
+
+
+def _check(lengths: Int[Tensor, "rollouts"], num_tokens: int) -> None:
+    if (lengths < 1).any():
+        raise ValueError(f"a completion of {lengths.min().item()} tokens: it must hold at least one")
+    if lengths.sum() != num_tokens:
+        raise ValueError(f"the completions have {lengths.sum().item()} tokens together, but {num_tokens} values came")

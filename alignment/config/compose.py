@@ -248,7 +248,7 @@ def _unknown_key(loader: ConfigLoaderImpl, config_name: str, overrides: Sequence
         hint = f"Not every choice of '{outer}' has a group '{inner}'"
         return ConfigError(key, got=value, expected=f"a group of the chosen '{outer}'", hint=hint)
     if group in groups:
-        hint = f"'{group}' is not in the defaults of '{config_name}': write +{group}={value}"
+        hint = f"'{group}' is not in the defaults of '{config_name}': write +{key}={value}"
         return ConfigError(key, got=value, expected="a group that has a choice already", hint=hint)
     others = [item for item in overrides if _is_choice(item, groups)]
     try:

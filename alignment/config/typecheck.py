@@ -97,13 +97,13 @@ def _fits(value: Any, annotation: Any, targets: dict[int, Any]) -> bool:
     if typing.get_origin(annotation) is Annotated:
         bare, *notes = typing.get_args(annotation)
         return _fits(value, bare, targets) and all(_is_in(value, note) for note in filter(_is_interval, notes))
-    if not _holds_node(value):
-        return _accepts(value, annotation)
     if isinstance(value, dict) and "_target_" in value:
         return _node_fits(value, annotation, targets)
     args = typing.get_args(annotation)
     if _is_union(annotation):
         return any(_fits(value, arg, targets) for arg in args)
+    if not _holds_node(value):
+        return _accepts(value, annotation)
     if not args:
         return True
     if isinstance(value, dict):

@@ -48,7 +48,7 @@ RUNTIME: dict[str, frozenset[str]] = {
     "optim": frozenset({"params"}),
     "schedule": frozenset({"optimizer", "total_steps"}),
     "reference": frozenset({"policy", "load_frozen"}),
-    "critic": frozenset({"policy", "source", "seed"}),
+    "critic": frozenset({"policy", "source"}),
     "trainer": frozenset({"hardware", "accumulate", "run_dir", "callbacks", "loggers"}),
     "callbacks": frozenset({"folder"}),
     "callbacks.fresh_samples.engine": frozenset({"model", "tokenizer"}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -103,15 +103,28 @@ class PlannedLoader:
         Raises:
             ConfigError: Steps were cut up in another way, or the data are others.
         """
-        for name, value in state["geometry"].items():
-            if self._geometry[name] != value:
-                raise ConfigError(
-                    name,
-                    got=self._geometry[name],
-                    expected=f"{value}, as when the checkpoint was saved",
-                    hint="A run is resumed only with the same data, cut into the same steps",
-                )
+        check_same_steps(self._geometry, state["geometry"])
         self.start_at(state["done"], state["epoch"])
+
+
+def check_same_steps(now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Refuses to take up a position that means another now.
+
+    Args:
+        now: What decides how data are cut into steps: config key -> value.
+        saved: The same when the position was saved.
+
+    Raises:
+        ConfigError: Naming the key that has another value.
+    """
+    for name, value in saved.items():
+        if now[name] != value:
+            raise ConfigError(
+                name,
+                got=now[name],
+                expected=f"{value}, as when the checkpoint was saved",
+                hint="A run is resumed only with the same data, cut into the same steps",
+            )
 
 
 class _EpochPlans(Sampler[MicroBatchPlan]):

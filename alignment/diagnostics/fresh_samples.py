@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,9 @@ from alignment.models.logprob_model import LogprobModel
 from alignment.models.sharding import whole
 from alignment.rewards.base import Reward
 from alignment.rollout.engine import EngineBuilder
+from alignment.rollout.replay import ReplayEngine
 from alignment.types import Sampling
+from alignment.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +38,15 @@ class FreshSamples(Callback):
     Args:
         num_prompts: Held-out prompts.
         every_n_steps: Optimiser steps between two; ``None`` samples at the start and at the end only.
-        engine: Makes what draws.
+        engine: Makes what draws from the policy.
         sampling: How to draw.
         reward: Judges the samples; ``None`` leaves rewards out.
         start_model: What the KL is taken against: ``reference`` is the run's own reference, where it can score fresh
             samples, and ``load`` loads the starting weights once more where it cannot.
         folder: The run's folder: samples and metrics are written there.
+
+    Raises:
+        ConfigError: The engine gives completions that another run has written.
     """
 
     def __init__(
@@ -54,6 +60,9 @@ class FreshSamples(Callback):
         start_model: Literal["reference", "load"],
         folder: Path,
     ) -> None:
+        if isinstance(engine, partial) and engine.func is ReplayEngine:
+            expected = "an engine that draws from the policy, for example alignment.rollout.hf.HFEngine"
+            raise ConfigError("callbacks.fresh_samples.engine", got="ReplayEngine", expected=expected)
         self.num_prompts = num_prompts
         self.every_n_steps = every_n_steps
         self.engine, self.sampling = engine, sampling

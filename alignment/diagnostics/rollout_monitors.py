@@ -1,4 +1,7 @@
-"""Monitors of policies that learn from what they write: known ways in which reinforcement learning goes wrong."""
+"""Monitors of what a policy writes: known ways in which reinforcement learning goes wrong.
+
+:class:`KLRunaway` looks at fresh samples too, and so serves offline methods as well.
+"""
 
 from __future__ import annotations
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from alignment.advantages.grpo import has_spread
+from alignment.diagnostics.rollout_picks import pick_rollouts
 from alignment.rollout.experience import Experience
+from alignment.utils.files import replacing
 
 
 class RolloutObserver(Callback):
@@ -32,6 +39,8 @@ class WriteRollouts(RolloutObserver):
     """Keeps every completion that was trained on, a Parquet file an experience: ``rollouts/000000.parquet``.
 
     A row is a completion: prompt, tokens, log-probs under the sampler, rewards with their components, and advantages.
+    Where W&B listens it is shown the best and the worst of some prompts, at the beginning, in the middle and at the
+    end.
 
     Args:
         folder: The run's folder.
@@ -39,6 +48,8 @@ class WriteRollouts(RolloutObserver):
 
     def __init__(self, *, folder: Path) -> None:
         self.folder = folder / "rollouts"
+        self._next_table = 0.0
+        self._unshown: list[list[Any]] = []
 
     def on_rollouts(self, trainer: pl.Trainer, experience: Experience, number: int) -> None:
         """Writes the file, whole or not at all."""
@@ -47,11 +58,45 @@ class WriteRollouts(RolloutObserver):
         import pyarrow as pa
         from pyarrow import parquet
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{number:06d}.parquet"
-        temporary = path.with_suffix(".tmp")
-        parquet.write_table(pa.Table.from_pylist(rollout_rows(experience, step=trainer.global_step)), temporary)
-        temporary.replace(path)
+        rows = rollout_rows(experience, step=trainer.global_step)
+        with replacing(self.folder / f"{number:06d}.parquet") as file:
+            parquet.write_table(pa.Table.from_pylist(rows), file)
+        self._unshown = rollout_table(rows)
+        if trainer.global_step >= self._next_table:
+            self._show(trainer)
+            half = float(trainer.estimated_stepping_batches) / 2
+            self._next_table = half if trainer.global_step < half else math.inf
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Shows what was written last."""
+        self._show(trainer)
+
+    def _show(self, trainer: pl.Trainer) -> None:
+        table, self._unshown = self._unshown, []
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and table:
+                logger.log_table("rollouts", columns=list(TABLE), data=table, step=table[0][0])
+
+
+#: Columns of the table of picked completions.
+TABLE = ("step", "pick", "prompt", "completion", "reward", "components", "advantage", "finish_reason")
+
+
+def rollout_table(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Returns the best and the worst completion of some prompts, a line of :data:`TABLE` each.
+
+    Args:
+        rows: Of an experience, as :func:`rollout_rows` makes them.
+    """
+    lines = []
+    for pick in pick_rollouts(rows):
+        sides = {"": pick.best} if pick.worst is None else {", best": pick.best, ", worst": pick.worst}
+        for side, place in sides.items():
+            row = rows[place]
+            advantage = fmean(row["advantages"]) if row["advantages"] else None
+            told = [row[name] for name in ("prompt", "completion", "reward", "components")]
+            lines.append([row["step"], pick.why + side, *told, advantage, row["finish_reason"]])
+    return lines
 
 
 def rollout_rows(experience: Experience, *, step: int) -> list[dict[str, Any]]:
@@ -99,8 +144,7 @@ def rollout_metrics(experience: Experience) -> dict[str, Float[Tensor, "items"]]
     metrics |= {f"reward/{name}": values for name, values in experience.components.items()}
     if experience.group_size > 1:
         metrics["reward/group_std"] = experience.grouped(experience.raw_rewards).std(1)
-        shaped = experience.grouped(experience.rewards)
-        metrics["advantage/zero_std_groups"] = (shaped.amax(1) == shaped.amin(1)).float()
+        metrics["advantage/zero_std_groups"] = ~has_spread(rewards=experience.grouped(experience.rewards))
     if experience.reference_logps is not None:
         metrics["kl/policy_reference_nats"] = experience.sums(experience.log_ratios)
     return {name: values.to(torch.float32) for name, values in metrics.items()}

@@ -18,8 +18,7 @@ from alignment.models.logprob_model import LogprobModel
 from alignment.ops.kl import k1
 from alignment.rewards.base import Reward
 from alignment.rewards.errors import checked_scores
-from alignment.rollout.engine import EngineBuilder, TokenPrompt, evaluating
-from alignment.rollout.hf import plain
+from alignment.rollout.engine import EngineBuilder, TokenPrompt, draws_from_own_distribution, evaluating
 from alignment.types import Layout, Rollout, Sampling, TokenBatch, TokenLogps
 from alignment.utils.errors import UserError
 
@@ -130,7 +129,7 @@ def evaluate_policy(
     order = {prompt.id: place for place, prompt in enumerate(prompts)}
     unique = {(order[sample.rollout.prompt_id], sample.rollout.sample): sample for sample in samples}
     samples = [unique[key] for key in sorted(unique)]
-    metrics = summarize(samples, is_plain=plain(sampling))
+    metrics = summarize(samples, is_plain=draws_from_own_distribution(sampling))
     if start_rewards is not None and reward is not None:
         metrics |= against_start(samples, start_rewards)
     tokens = sum(len(sample.rollout.completion_ids) for sample in samples)

@@ -59,6 +59,28 @@ def clipped_ratio_loss(
     return -torch.where(advantages < 0, falls, rises).exp() * advantages
 
 
+def truncated_importance(
+    *, log_ratio: Float[Tensor, "items"], cap: Annotated[float, "[1, inf)"]
+) -> Float[Tensor, "items"]:
+    """Returns min(exp(log_ratio), cap): how much what another policy wrote counts.
+
+    Truncated importance sampling (Ionides 2008, Journal of Computational and Graphical Statistics 17:295), per token or
+    per sequence: the variance is bounded, at the price of a bias where the cap acts.
+
+    Args:
+        log_ratio: In nats: of the policy that is to be learnt from, less that of the one which wrote; without gradient.
+        cap: The largest weight.
+
+    Returns:
+        One an item, without unit.
+
+    Example:
+        >>> truncated_importance(log_ratio=torch.tensor([0.5, 1.0, 8.0, 1e9]).log(), cap=2.0)
+        tensor([0.5000, 1.0000, 2.0000, 2.0000])
+    """
+    return log_ratio.clamp(max=math.log(cap)).exp()
+
+
 def is_clipped(
     *,
     policy_logps: Float[Tensor, "items"],

@@ -55,7 +55,8 @@ class Parts:
     seed: int
 
 
-#: What a run uses up: prompts met, tokens trained on, tokens generated to train on, tokens generated to measure.
+#: What a run uses up: prompts met, tokens trained on, generated to train on and generated to measure, and seconds of
+#: training.
 BUDGET: tuple[str, ...] = ("prompts", "tokens_trained", "tokens_generated", "tokens_measured", "seconds")
 
 

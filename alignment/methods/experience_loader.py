@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, Protocol
 
-from alignment.data.loader import PlannedLoader
+from alignment.data.loader import PlannedLoader, check_same_steps
 from alignment.data.plan import MicroBatchPlan
 from alignment.rollout.experience import Experience
 from alignment.types import Batch, PromptBatch
-from alignment.utils.errors import ConfigError
 
 
 class Learner(Protocol):
     """Whoever writes completions and says how to learn from them."""
 
-    def collect(self, prompts: Iterator[PromptBatch], number: int) -> Experience | None:
+    def collect(self, prompts: Peekable, number: int) -> Experience | None:
         """Writes completions of the next prompts and measures them; ``None`` where no prompt is left.
 
         Args:
-            prompts: Batches of prompts; as many are taken as are needed.
+            prompts: Batches of prompts; as many are taken as are needed, and one more may be looked at.
             number: How many experiences there were before.
         """
         ...
@@ -31,6 +31,31 @@ class Learner(Protocol):
     def micro_batch(self, experience: Experience, plan: MicroBatchPlan) -> Batch:
         """Makes one of them."""
         ...
+
+
+class Peekable:
+    """Batches of prompts, of which one may be looked at before it is taken."""
+
+    def __init__(self, batches: Iterable[PromptBatch]) -> None:
+        self._batches = iter(batches)
+        self._seen: list[PromptBatch] = []
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        return self
+
+    def __next__(self) -> PromptBatch:
+        return self._seen.pop() if self._seen else next(self._batches)
+
+    def peek(self) -> PromptBatch | None:
+        """Returns the batch that is to be taken next; ``None`` if there is none."""
+        if not self._seen:
+            self._seen = list(islice(self._batches, 1))
+        return self._seen[0] if self._seen else None
+
+    @property
+    def num_seen(self) -> int:
+        """Batches that were looked at and not taken yet: 0 or 1."""
+        return len(self._seen)
 
 
 class ExperienceLoader:
@@ -57,6 +82,7 @@ class ExperienceLoader:
     ) -> None:
         self._prompts, self._learner, self._length = prompts, learner, length
         self._settings, self._in_flight = settings, in_flight
+        self._stream = Peekable(())
         self._experience: Experience | None = None
         self._plans: list[MicroBatchPlan] = []
         self._place = self._number = self._given = 0
@@ -69,10 +95,10 @@ class ExperienceLoader:
         if not self._resumed:
             self._given, self._pass_ends = 0, False
         self._resumed = False
-        stream: Iterator[Any] = iter(()) if self._pass_ends else iter(self._prompts)
+        self._stream = Peekable(() if self._pass_ends else self._prompts)  # type: ignore[arg-type]
         while True:
             if self._experience is None:
-                self._experience = self._learner.collect(stream, self._number)
+                self._experience = self._learner.collect(self._stream, self._number)
                 if self._experience is None:
                     return
                 self._plans = self._learner.plan(self._experience, self._number)
@@ -94,6 +120,7 @@ class ExperienceLoader:
         place = self._place - in_flight
         unused = self._experience is not None and place < len(self._plans)
         prompts = self._prompts.state_dict()
+        prompts["done"] -= self._stream.num_seen
         return {
             "settings": self._settings,
             "prompts": prompts,
@@ -111,14 +138,7 @@ class ExperienceLoader:
         Raises:
             ConfigError: Experiences were cut into other steps.
         """
-        for name, value in state["settings"].items():
-            if self._settings[name] != value:
-                raise ConfigError(
-                    name,
-                    got=self._settings[name],
-                    expected=f"{value}, as when the checkpoint was saved",
-                    hint="A run is resumed only with the same data, cut into the same steps",
-                )
+        check_same_steps(self._settings, state["settings"])
         self._prompts.load_state_dict(state["prompts"])
         self._number, self._place, self._given = state["number"], state["place"], state["given"]
         self._resumed = self._given < self._length

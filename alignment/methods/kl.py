@@ -87,3 +87,25 @@ class KLPenalty:
         """Restores it; a fixed one stays what the configuration says."""
         if self.target_nats is not None:
             self.coefficient = state["coefficient"]
+
+
+def check_reference(*, is_compared: bool, has_reference: bool) -> None:
+    """Refuses a reference that nothing takes, and a method that has none to compare with.
+
+    Args:
+        is_compared: Whether the method takes the reference's log-probs anywhere.
+        has_reference: Whether one is configured.
+
+    Raises:
+        ConfigError: Naming what to choose.
+    """
+    if is_compared and not has_reference:
+        hint = "set reference=frozen_copy, adapter_off (with adapter=lora), or method/kl=none"
+        raise ConfigError("reference", got="none", expected="a reference for method.kl", hint=hint)
+    if has_reference and not is_compared:
+        raise ConfigError(
+            "reference",
+            got="a reference",
+            expected="none, because method.kl is null and nothing would take it",
+            hint="set reference=none, or method/kl=loss or reward",
+        )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,22 +18,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alignment.advantages.grpo import has_spread
 from alignment.data.datamodule import DataModule
 from alignment.data.loader import PlannedLoader
 from alignment.data.plan import MicroBatchPlan, epoch_order, plan_epoch
 from alignment.diagnostics.rollouts import RolloutObserver, rollout_metrics, value_metrics
 from alignment.methods.base import Parts
-from alignment.methods.experience_loader import ExperienceLoader
-from alignment.methods.kl import KLPenalty
+from alignment.methods.experience_loader import ExperienceLoader, Peekable
+from alignment.methods.kl import KLPenalty, check_reference
 from alignment.methods.metrics import MetricSums
+from alignment.methods.rollout_log import RolloutLog
 from alignment.methods.rollout_plan import RolloutPlan
 from alignment.methods.terms import TermsMethod
-from alignment.methods.writer import PHASES, Writer
+from alignment.methods.writer import Writer
 from alignment.ops.kl import k1
 from alignment.rewards.shaping import Shaping
+from alignment.rollout.ahead import Ahead
 from alignment.rollout.engine import encoded_prompts
 from alignment.rollout.experience import Experience, gathered
-from alignment.types import Batch, Layout, PromptBatch, Role
+from alignment.types import Batch, Layout, PromptBatch, Role, Sampling
 from alignment.utils.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
@@ -58,8 +60,8 @@ class OnlineMethod(TermsMethod):
         least_group_size: Completions of a prompt that the method needs.
 
     Raises:
-        ConfigError: There is no reward, a reference without a penalty or the other way round, or a sampling whose
-            distribution the policy's log-probs are not of.
+        ConfigError: There is no reward, a reference without a penalty or the other way round, or completions would be
+            greedy.
     """
 
     batch_type = PromptBatch
@@ -76,23 +78,25 @@ class OnlineMethod(TermsMethod):
         if parts.reward is None:
             hint = "completions must be judged: reward=answer, reward=model, reward=vader, ..."
             raise ConfigError("reward", got=None, expected="a reward", hint=hint)
+        temperature = parts.rollout.sampling.temperature
+        if temperature <= 0:
+            hint = "greedy completions explore nothing"
+            raise ConfigError("rollout.sampling.temperature", got=temperature, expected="more than 0", hint=hint)
         rollouts.check(least_group_size=self.least_group_size, has_critic=Role.CRITIC in self.roles)
-        _check_reference(has_penalty=self.compares_with_reference(kl), has_reference=parts.bundle.has_reference)
+        is_compared = kl is not None or Role.REFERENCE in self.roles
+        check_reference(is_compared=is_compared, has_reference=parts.bundle.has_reference)
         self.rollouts, self.kl, self.shaping = rollouts, kl, shaping
-        self.temperature = parts.rollout.sampling.temperature
-        self.rollout_sums, self.kl_sums = MetricSums(), MetricSums()
+        self.temperature = temperature
+        self.kl_sums = MetricSums()
         self._num_empty = 0
         self._loader: ExperienceLoader | None = None
         self._writer: Writer | None = None
-        self._last_phases = dict.fromkeys((*PHASES, "tokens"), 0.0)
+        self._ahead: Ahead | None = None
+        self._rollout_log: RolloutLog | None = None
 
     @abstractmethod
     def advantages(self, experience: Experience) -> Experience:
         """Fills in the advantage of each token, from shaped rewards and what was measured."""
-
-    def compares_with_reference(self, kl: KLPenalty | None) -> bool:
-        """Whether any term takes the reference's log-probs."""
-        return kl is not None
 
     @property
     def scoring_temperature(self) -> float:
@@ -105,14 +109,9 @@ class OnlineMethod(TermsMethod):
         return self.rollouts.minibatches
 
     @property
-    def is_on_policy(self) -> bool:
-        """Whether each experience is used for one step: then the policy's log-probs are those that wrote it."""
-        return self.rollouts.steps == 1
-
-    @property
     def needs_old_logps(self) -> bool:
-        """Whether the policy scores what it has written: it does where steps follow the first."""
-        return not self.is_on_policy
+        """Whether the policy scores what was written: it does where steps follow the first, or another one wrote."""
+        return self.rollouts.steps > 1 or self.rollouts.one_step_off or self.rollouts.importance_cap is not None
 
     @property
     def data(self) -> DataModule:
@@ -124,7 +123,7 @@ class OnlineMethod(TermsMethod):
         super().setup(stage)
         self.data.wrap_training(self._make_loader)
 
-    def collect(self, prompts: Iterator[PromptBatch], number: int) -> Experience | None:
+    def collect(self, prompts: Peekable, number: int) -> Experience | None:
         """Writes completions of the next prompts, measures them, and computes their advantages."""
         wanted = self.data.batch_size * self.rollouts.minibatches
         most = self.rollouts.dynamic_sampling or 1
@@ -146,8 +145,9 @@ class OnlineMethod(TermsMethod):
                 break
         if experience is None or not experience.num_groups:
             return None
+        self._write_ahead(prompts.peek() if self.ahead else None, number + 1)
         experience = self.advantages(experience)
-        self.note(value_metrics(experience))
+        self.rollout_log.add(value_metrics(experience), device=self.device)
         self._adapt(experience)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RolloutObserver):
@@ -164,16 +164,16 @@ class OnlineMethod(TermsMethod):
         """Which groups are learnt from: with dynamic sampling those whose rewards differ, else all."""
         if self.rollouts.dynamic_sampling is None:
             return list(range(experience.num_groups))
-        rewards = experience.grouped(experience.rewards)
-        return (rewards.amax(1) > rewards.amin(1)).nonzero()[:, 0].tolist()
+        return has_spread(rewards=experience.grouped(experience.rewards)).nonzero()[:, 0].tolist()
 
     def plan(self, experience: Experience, number: int) -> list[MicroBatchPlan]:
         """Cuts all steps on an experience into this rank's micro-batches."""
+        lengths, counted = experience.row_tokens(self.policy.layout), self.counted(experience)
         plans: list[MicroBatchPlan] = []
         for epoch in range(self.rollouts.epochs):
             planned = plan_epoch(
-                lengths=_row_tokens(experience, self.policy.layout),
-                counted=self.counted(experience),
+                lengths=lengths,
+                counted=counted,
                 geometry=self.data.step_geometry,
                 rank=self.trainer.global_rank,
                 seed=self.parts.seed,
@@ -187,11 +187,10 @@ class OnlineMethod(TermsMethod):
     def counted(self, experience: Experience) -> dict[str, np.ndarray]:
         """What each group adds to the denominators of its step."""
         learnt = experience.weights > 0
-        prompts = torch.tensor([len(rollout.prompt_ids) for rollout in experience.rollouts])
         values = {
             "sequences": learnt,
             "tokens": torch.where(learnt, experience.lengths, 0),
-            "real_tokens": prompts + experience.lengths,
+            "real_tokens": experience.prompt_lengths + experience.lengths,
         }
         return {name: experience.grouped(value).sum(1).numpy() for name, value in values.items()}
 
@@ -216,7 +215,8 @@ class OnlineMethod(TermsMethod):
 
     def means(self, sums: MetricSums) -> dict[str, float]:
         """Returns what was collected in training, and on the completions written since the line before."""
-        return super().means(sums) | self.rollout_sums.pop_means() | self._phases()
+        written = self.rollout_log.pop(seconds=self.writer.seconds, budget=self.budget)
+        return super().means(sums) | written
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Saves what shaping and the penalty's coefficient have come to."""
@@ -225,7 +225,8 @@ class OnlineMethod(TermsMethod):
         checkpoint["online"] = {
             "shaping": self.shaping.state_dict(),
             "kl": kl,
-            "rollout_sums": self.rollout_sums.state_dict(),
+            "rollout_sums": self.rollout_log.state_dict(),
+            "ahead": None if self.ahead is None else self.ahead.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -233,12 +234,30 @@ class OnlineMethod(TermsMethod):
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["online"]
         self.shaping.load_state_dict(state["shaping"])
-        # They are the whole batch's and count once, and every rank must hold the same names.
-        mine = float(self.trainer.is_global_zero)
-        self.rollout_sums.load_state_dict({name: pair * mine for name, pair in state["rollout_sums"].items()})
-        self._last_phases["tokens"] = self.budget["tokens_generated"]
+        self.rollout_log.load_state_dict(state["rollout_sums"], budget=self.budget)
         if self.kl is not None and state["kl"] is not None:
             self.kl.load_state_dict(state["kl"])
+        if self.ahead is not None and state["ahead"] is not None:
+            self.ahead.load_state_dict(state["ahead"])
+
+    @property
+    def rollout_log(self) -> RolloutLog:
+        """What is logged of completions; made when the trainer knows which process this is."""
+        if self._rollout_log is None:
+            self._rollout_log = RolloutLog(is_first_rank=self.trainer.is_global_zero)
+        return self._rollout_log
+
+    @property
+    def ahead(self) -> Ahead | None:
+        """What writes the next completions meanwhile; ``None`` where writing and training take turns."""
+        if self._ahead is None and self.rollouts.one_step_off:
+            self._ahead = Ahead(
+                self.policy,
+                engine=self.parts.rollout.engine,
+                tokenizer=self.bundle.tokenizer,
+                precision=self.trainer.precision_plugin.forward_context,
+            )
+        return self._ahead
 
     @property
     def pad_id(self) -> int:
@@ -250,17 +269,13 @@ class OnlineMethod(TermsMethod):
         """What writes and measures completions; made when models are where they belong."""
         if self._writer is None:
             assert self.parts.reward is not None
-            reference, critic = self.bundle.reference, self.bundle.critic
-            own_critic = None if critic is None else critic.model
-            models = [self.policy, own_critic, None if reference is None else reference.frozen]
+            critic = self.bundle.critic
             self._writer = Writer(
                 policy=self.policy,
                 engine=self.parts.rollout.engine(model=self.policy, tokenizer=self.bundle.tokenizer),
                 reward=self.parts.reward,
-                reference=None if reference is None else reference.score,
-                critic=own_critic,
-                policy_has_values=self.policy.value_head is not None,
-                models=[model for model in models if model is not None],
+                reference=self.bundle.reference,
+                critic=None if critic is None else critic.model,
                 needs_old_logps=self.needs_old_logps,
                 temperature=self.scoring_temperature,
                 pad_id=self.pad_id,
@@ -284,9 +299,9 @@ class OnlineMethod(TermsMethod):
 
     def _write(self, batch: PromptBatch, number: int, attempt: int) -> Experience:
         """Has this rank's prompts completed and measured, and puts all ranks' together."""
-        seed = _seed(self.parts.rollout.sampling.seed, self.parts.seed, number, attempt)
-        sampling = replace(self.parts.rollout.sampling, num_samples=self.rollouts.group_size, seed=seed)
-        mine = self.writer.write(encoded_prompts(batch), sampling)
+        sampling = self._sampling(number, attempt)
+        # Attempts after the first take prompts that nobody had seen.
+        mine = self.writer.write(encoded_prompts(batch), sampling, ahead=None if attempt else self.ahead)
         everything = gathered(mine, order=lambda item: (item.rollout.prompt_id, item.rollout.sample))
         experience = Experience.of(everything, group_size=self.rollouts.group_size)
         rewards = self.shaping(
@@ -300,20 +315,25 @@ class OnlineMethod(TermsMethod):
             is_learnt = ~experience.truncated
         return replace(experience, rewards=rewards, weights=is_learnt.float())
 
+    def _write_ahead(self, batch: PromptBatch | None, number: int) -> None:
+        """Begins to write what the next experience is made of, if there are prompts for it."""
+        if self.ahead is not None and batch is not None:
+            self.ahead.start(encoded_prompts(batch), self._sampling(number, 0))
+
+    def _sampling(self, number: int, attempt: int) -> Sampling:
+        """How the completions of an experience are drawn."""
+        options = self.parts.rollout.sampling
+        seed = _seed(options.seed, self.parts.seed, number, attempt)
+        return replace(options, num_samples=self.rollouts.group_size, seed=seed)
+
     def _note(self, experience: Experience, *, num_useful: int) -> None:
-        """Counts what was written, collects what is logged about it, and tells the penalty of its KL."""
+        """Counts what was written, and collects what is logged about it."""
         self.budget["tokens_generated"] += int(experience.lengths.sum())
         metrics = rollout_metrics(experience)
         metrics["advantage/used_groups"] = torch.tensor([num_useful / experience.num_groups])
         if self.kl is not None:
             metrics["kl/coefficient"] = torch.tensor([self.kl.coefficient])
-        self.note(metrics)
-
-    def note(self, metrics: Mapping[str, Tensor]) -> None:
-        """Collects values of the whole batch, which is on every rank, for the next line of the log."""
-        for name, values in metrics.items():
-            weights = torch.full_like(values, float(self.trainer.is_global_zero), dtype=torch.float32)
-            self.rollout_sums.add(name, values.to(self.device), weights.to(self.device))
+        self.rollout_log.add(metrics, device=self.device)
 
     def _adapt(self, experience: Experience) -> None:
         """Tells the penalty how far the policy was from its reference when it wrote this."""
@@ -335,43 +355,10 @@ class OnlineMethod(TermsMethod):
         log.warning("%s: training ends at step %d", words, self.global_step)
         self.trainer.should_stop = True
 
-    def _phases(self) -> dict[str, float]:
-        """Seconds of each phase of writing since the line before, and tokens a second."""
-        now = self.writer.seconds | {"tokens": self.budget["tokens_generated"]}
-        spent = {name: value - self._last_phases[name] for name, value in now.items()}
-        self._last_phases = now
-        metrics = {f"time/{name}_seconds": spent[name] for name in PHASES}
-        if spent["tokens"]:
-            metrics["speed/generated_tokens_per_second"] = spent["tokens"] / max(spent["generate"], 1e-9)
-        return metrics
-
-
-def _check_reference(*, has_penalty: bool, has_reference: bool) -> None:
-    if has_penalty and not has_reference:
-        hint = "set reference=frozen_copy, adapter_off (with adapter=lora), or method/kl=none"
-        raise ConfigError("reference", got="none", expected="a reference for method.kl", hint=hint)
-    if has_reference and not has_penalty:
-        raise ConfigError(
-            "reference",
-            got="a reference",
-            expected="none, because method.kl is null and nothing would take it",
-            hint="set reference=none, or method/kl=loss or reward",
-        )
-
 
 def _counts(counts: dict[str, float], *, is_first: bool) -> dict[str, float]:
     """A step's denominators; where all its completions are masked a mean is over nothing, and 0 instead of 0 / 0."""
     return {name: max(count, 1.0) for name, count in counts.items()} | {"new_prompts": counts["records"] * is_first}
-
-
-def _row_tokens(experience: Experience, layout: Layout) -> np.ndarray:
-    """Tokens that each group adds to the rows of a micro-batch; its longest sequence where rows are padded."""
-    prompts = experience.grouped(torch.tensor([len(rollout.prompt_ids) for rollout in experience.rollouts]))
-    completions = experience.grouped(experience.lengths)
-    if layout is Layout.PADDED:
-        return (prompts + completions).amax(1).numpy()
-    times = 1 if layout is Layout.PREFIX_SHARED else experience.group_size
-    return (prompts[:, 0] * times + completions.sum(1)).numpy()
 
 
 def _seed(*parts: int) -> int:

@@ -17,8 +17,8 @@ from alignment.methods.kl import KLPenalty
 from alignment.methods.online import OnlineMethod
 from alignment.methods.rollout_plan import RolloutPlan
 from alignment.rewards.shaping import Shaping
+from alignment.rollout.engine import draws_from_own_distribution
 from alignment.rollout.experience import Experience
-from alignment.rollout.hf import plain
 from alignment.types import PreferenceBatch, Role, TokenLogps
 from alignment.utils.errors import ConfigError
 
@@ -56,16 +56,17 @@ class OnlinePairs(OnlineMethod):
         if rollouts.max_kl_nats is not None:
             expected, hint = "null, because pairs have no importance ratio", "lower method.rollouts.epochs"
             raise ConfigError("method.rollouts.max_kl_nats", got=rollouts.max_kl_nats, expected=expected, hint=hint)
+        if rollouts.importance_cap is not None:
+            expected, hint = "null, because pairs have no importance weights", "who is better stays as it is"
+            raise ConfigError(
+                "method.rollouts.importance_cap", got=rollouts.importance_cap, expected=expected, hint=hint
+            )
         super().set_up(rollouts=rollouts, kl=kl, shaping=shaping, parts=parts)
 
     @property
     def needs_old_logps(self) -> bool:
-        """The engine's log-probs will do only where they are of the policy's own distribution."""
-        return super().needs_old_logps or not plain(self.parts.rollout.sampling)
-
-    def compares_with_reference(self, kl: KLPenalty | None) -> bool:
-        """The objective does."""
-        return True
+        """The engine's log-probs will do only where they are of the policy's own distribution, as it is now."""
+        return self.rollouts.one_step_off or not draws_from_own_distribution(self.parts.rollout.sampling)
 
     def advantages(self, experience: Experience) -> Experience:
         """Leaves it as it is: who is better is all that counts."""
@@ -85,15 +86,13 @@ class OnlinePairs(OnlineMethod):
         rewards = torch.where(learnt, rewards, mean)
         inside = ranked_pairs(rewards=rewards, pairing=self.pairing, min_margin=self.min_margin)
         kept = learnt.flatten()[inside[0]] & learnt.flatten()[inside[1]]
-        size = experience.group_size
-        chosen, rejected = (groups[place[kept] // size] * size + place[kept] % size for place in inside)
-        return chosen, rejected
+        places = experience.places(groups)
+        return places[inside[0][kept]], places[inside[1][kept]]
 
     def counted(self, experience: Experience) -> dict[str, np.ndarray]:
         """What each group adds to the denominators of its step."""
         chosen, rejected = self.pairs(experience, torch.arange(experience.num_groups))
-        prompts = torch.tensor([len(rollout.prompt_ids) for rollout in experience.rollouts])
-        lengths = experience.lengths
+        prompts, lengths = experience.prompt_lengths, experience.lengths
         values = {
             "pairs": torch.ones_like(chosen),
             "tokens": lengths[chosen] + lengths[rejected],

@@ -9,8 +9,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from alignment.advantages.moments import whitened
 from alignment.advantages.ppo import gae
-from alignment.advantages.reinforce_pp import whitened
 from alignment.advantages.token_rewards import terminal_rewards
 from alignment.methods.base import Parts
 from alignment.methods.kl import KLPenalty
@@ -95,7 +95,7 @@ class PPO(PolicyGradientMethod):
         )
         weights = experience.per_token(experience.weights)
         if self.whiten_advantages:
-            advantages = torch.where(weights > 0, whitened(values=advantages, weights=weights, centre=True), 0.0)
+            advantages = torch.where(weights > 0, whitened(values=advantages, weights=weights), 0.0)
         return replace(experience, advantages=advantages, returns=returns)
 
     def score(self, batch: RolloutBatch) -> TokenLogps:

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from alignment.advantages.reinforce_pp import group_centred, token_returns, whitened
+from alignment.advantages.moments import whitened
+from alignment.advantages.reinforce_pp import group_centred, token_returns
 from alignment.advantages.token_rewards import terminal_rewards
 from alignment.methods.base import Parts
 from alignment.methods.kl import KLPenalty
@@ -69,5 +70,5 @@ class ReinforcePP(PolicyGradientMethod):
         paid = terminal_rewards(rewards=rewards, lengths=experience.lengths) - self.penalty(experience)
         returns = token_returns(token_rewards=paid, lengths=experience.lengths, gamma=self.gamma)
         weights = experience.per_token(experience.weights)
-        advantages = whitened(values=returns, weights=weights, centre=True)
+        advantages = whitened(values=returns, weights=weights)
         return replace(experience, advantages=torch.where(weights > 0, advantages, 0.0))

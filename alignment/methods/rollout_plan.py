@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from alignment.types import Sampling
 from alignment.utils.errors import ConfigError
 
 
@@ -22,6 +21,10 @@ class RolloutPlan:
             place.
         dynamic_sampling: Batches of prompts that may be written to fill one with groups whose rewards differ, as DAPO
             does (Yu et al. 2025, arXiv 2503.14476, section 3.2); ``None`` takes one batch and keeps every group.
+        one_step_off: Whether the next completions are written while training goes on with the present ones, by the
+            policy as it was before that.
+        importance_cap: The most that a token, or a completion, may count because the policy now finds it likelier than
+            the one that wrote it: truncated importance weights (Ionides 2008); ``None`` weighs all alike.
         max_kl_nats: KL a token from the policy that wrote them (k3) beyond which the steps that are left on these
             completions are skipped; ``None`` takes all steps.
     """
@@ -31,6 +34,8 @@ class RolloutPlan:
     epochs: Annotated[int, "[1, inf)"]
     truncated: Literal["keep", "mask", "bootstrap"]
     dynamic_sampling: Annotated[int, "[1, inf)"] | None
+    one_step_off: bool
+    importance_cap: Annotated[float, "[1, inf)"] | None
     max_kl_nats: Annotated[float, "(0, inf)"] | None
 
     @property
@@ -71,27 +76,4 @@ class RolloutPlan:
                 got=self.max_kl_nats,
                 expected="null where completions are used for one step",
                 hint="there is no later step to skip: raise method.rollouts.epochs or method.rollouts.minibatches",
-            )
-
-
-def check_sampling(sampling: Sampling) -> None:
-    """Refuses completions from another distribution than the one whose log-probs are trained (T16, T17).
-
-    Raises:
-        ConfigError: Naming the key to change.
-    """
-    if sampling.temperature <= 0:
-        raise ConfigError(
-            "rollout.sampling.temperature",
-            got=sampling.temperature,
-            expected="more than 0",
-            hint="greedy completions explore nothing",
-        )
-    for name, plain in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0), ("bad_words", [])):
-        if getattr(sampling, name) != plain:
-            raise ConfigError(
-                f"rollout.sampling.{name}",
-                got=getattr(sampling, name),
-                expected=f"{plain} in training",
-                hint="completions would come from another distribution than the one whose log-probs are trained",
             )

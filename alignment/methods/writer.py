@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,13 +13,15 @@ from torch import Tensor
 
 from alignment.data.collate import TokenSequence, token_batch
 from alignment.models.critic import StateValues
-from alignment.models.logprob_model import BackboneModule, LogprobModel
+from alignment.models.logprob_model import LogprobModel
+from alignment.models.references import Reference
 from alignment.models.sharding import whole
 from alignment.rewards.base import Reward
 from alignment.rewards.errors import checked_scores
+from alignment.rollout.ahead import Ahead
 from alignment.rollout.engine import RolloutEngine, TokenPrompt, evaluating
 from alignment.rollout.experience import Measured
-from alignment.types import Rewards, Rollout, Sampling, TokenBatch, TokenLogps, Values
+from alignment.types import Rewards, Rollout, Sampling, TokenLogps, Values
 
 #: What the time of writing goes into.
 PHASES: tuple[str, ...] = ("generate", "score", "measure")
@@ -33,10 +35,8 @@ class Writer:
         policy: As it is when it is asked.
         engine: Draws from it.
         reward: Judges completions.
-        reference: Scores a batch at a temperature as the reference would; ``None`` without one.
-        critic: A model that says what a batch's states are worth; ``None`` where the policy says it, or nobody.
-        policy_has_values: Whether the policy has a head that says it.
-        models: All models that score, to be made whole where they are sharded.
+        reference: What the policy is compared with; ``None`` without one.
+        critic: A model that says what states are worth; ``None`` where the policy says it, or nobody.
         needs_old_logps: Whether the policy's own log-probs are to be kept: there will be steps after the first.
         temperature: What logits are divided by when completions are scored.
         pad_id: Fills rows.
@@ -48,10 +48,8 @@ class Writer:
     policy: LogprobModel
     engine: RolloutEngine
     reward: Reward
-    reference: Callable[[TokenBatch, float], TokenLogps] | None
+    reference: Reference | None
     critic: StateValues | None
-    policy_has_values: bool
-    models: Sequence[BackboneModule]
     needs_old_logps: bool
     temperature: float
     pad_id: int
@@ -60,47 +58,59 @@ class Writer:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
     @torch.no_grad()
-    def write(self, prompts: Sequence[TokenPrompt], sampling: Sampling) -> list[Measured]:
+    def write(
+        self, prompts: Sequence[TokenPrompt], sampling: Sampling, *, ahead: Ahead | None = None
+    ) -> list[Measured]:
         """Draws completions and measures each.
+
+        Args:
+            prompts: What is to be completed.
+            sampling: How.
+            ahead: May have written them before; what it has is taken.
 
         Raises:
             UserError: A prompt does not fit, or the reward cannot judge a completion: naming it.
         """
         with ExitStack() as stack:
-            for model in self.models:
+            frozen = None if self.reference is None else self.reference.frozen
+            for model in (model for model in (self.policy, self.critic, frozen) if model is not None):
                 stack.enter_context(whole(model))
                 stack.enter_context(evaluating(model))
             stack.enter_context(self.precision())
             with self._phase("generate"):
-                rollouts = self.engine.generate(prompts, sampling)
+                written = None if ahead is None else ahead.take(prompts)
+                rollouts = self.engine.generate(prompts, sampling) if written is None else written
             with self._phase("score"):
                 rewards = checked_scores(self.reward, rollouts)
             with self._phase("measure"):
-                size = self.sequences_a_pass
-                parts = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
-                measured = [item for part in parts for item in self._measure(part)]
-        return [_rewarded(item, rewards, place) for place, item in enumerate(measured)]
+                starts = range(0, len(rollouts), self.sequences_a_pass)
+                chunks = [range(len(rollouts))[start : start + self.sequences_a_pass] for start in starts]
+                return [item for chunk in chunks for item in self._measure(rollouts, rewards, chunk)]
 
-    def _measure(self, rollouts: list[Rollout]) -> list[Measured]:
+    def _measure(self, everything: list[Rollout], rewards: Rewards, places: range) -> list[Measured]:
+        """Measures the completions at some places, in one pass of each model."""
+        rollouts = [everything[place] for place in places]
         lengths = [len(rollout.completion_ids) for rollout in rollouts]
         sequences = [TokenSequence(rollout.prompt_ids, rollout.completion_ids) for rollout in rollouts]
         device = next(self.policy.parameters()).device
         tokens = token_batch(sequences, pad_id=self.pad_id, layout=self.policy.layout).to(device)
-        nothing: list[None] = [None] * len(rollouts)
-        old: Sequence[np.ndarray | None] = nothing
-        said: Values | None = None
-        if self.needs_old_logps or self.policy_has_values:
-            scored = self.policy(tokens, self.temperature, values=self.policy_has_values)
-            old, said = _pieces(scored.token_logps, lengths), scored.values
-        if self.critic is not None:
-            said = self.critic(tokens)
-        reference: Sequence[np.ndarray | None] = nothing
-        if self.reference is not None:
-            reference = _pieces(self.reference(tokens, self.temperature).token_logps, lengths)
-        values = nothing if said is None else _with_last(_pieces(said.before, lengths), said.after)
+        old: TokenLogps | None = None
+        has_values = self.policy.value_head is not None
+        if self.needs_old_logps or has_values:
+            old = self.policy(tokens, self.temperature, values=has_values)
+        reference = None if self.reference is None else self.reference.score(tokens, self.temperature)
+        values = self.critic(tokens) if self.critic is not None else None if old is None else old.values
+        columns = (_logps(old, lengths), _logps(reference, lengths), _values(values, lengths))
         return [
-            Measured(rollout, reward=0.0, components={}, old_logps=mine, reference_logps=theirs, values=worth)
-            for rollout, mine, theirs, worth in zip(rollouts, old, reference, values, strict=True)
+            Measured(
+                everything[place],
+                reward=rewards.total[place],
+                components={name: scores[place] for name, scores in rewards.components.items()},
+                old_logps=mine,
+                reference_logps=theirs,
+                values=worth,
+            )
+            for place, mine, theirs, worth in zip(places, *columns, strict=True)
         ]
 
     @contextmanager
@@ -110,14 +120,16 @@ class Writer:
         self.seconds[name] += time.perf_counter() - began
 
 
-def _rewarded(item: Measured, rewards: Rewards, place: int) -> Measured:
-    components = {name: values[place] for name, values in rewards.components.items()}
-    return replace(item, reward=rewards.total[place], components=components)
+def _logps(scored: TokenLogps | None, lengths: list[int]) -> Sequence[np.ndarray | None]:
+    return [None] * len(lengths) if scored is None else _pieces(scored.token_logps, lengths)
+
+
+def _values(values: Values | None, lengths: list[int]) -> Sequence[np.ndarray | None]:
+    if values is None:
+        return [None] * len(lengths)
+    after = values.after.float().cpu().numpy()
+    return [np.append(before, last) for before, last in zip(_pieces(values.before, lengths), after, strict=True)]
 
 
 def _pieces(values: Tensor, lengths: list[int]) -> list[np.ndarray]:
     return [piece.numpy() for piece in values.float().cpu().split(lengths)]
-
-
-def _with_last(before: list[np.ndarray], after: Tensor) -> list[np.ndarray]:
-    return [np.append(values, last) for values, last in zip(before, after.float().cpu().numpy(), strict=True)]

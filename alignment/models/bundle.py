@@ -112,7 +112,7 @@ class ModelBundle:
         return self.trained
 
     def _add_critic(self, build: Callable[..., Critic], policy: TrainedModel, mesh: DeviceMesh | None) -> None:
-        self.critic = build(policy=policy, source=self.source, seed=self._seed)
+        self.critic = build(policy=policy, source=self.source)
         if self.critic.model is not None:
             self.loaded_models += 1
             if mesh is not None:

@@ -46,7 +46,6 @@ class SeparateCritic:
     Args:
         policy: Whose start it shares without a path of its own.
         source: Where the policy comes from.
-        seed: Seeds nothing but a head that is set to zero at once.
         path: A reward model to begin with, whose tokenizer is the policy's; ``None`` begins with the policy's start
             and a head of zeros.
         revision: The hub's commit, branch or tag of that model.
@@ -61,7 +60,6 @@ class SeparateCritic:
         *,
         policy: LogprobModel,
         source: ModelSource,
-        seed: int,
         path: str | None,
         revision: str | None,
         lr: Annotated[float, "(0, inf)"] | None,
@@ -74,7 +72,7 @@ class SeparateCritic:
                 expected="a reward model with the policy's tokenizer",
                 hint="it reads the policy's very tokens: train one from the policy's start, or set critic.path=null",
             )
-        model = own.load(Head.SCORE, seed=seed)
+        model = own.load(Head.SCORE)
         if not any(name.endswith("ForSequenceClassification") for name in own.config().architectures or ()):
             nn.init.zeros_(score_head(model).weight)
         self.model: StateValues | None = StateValues(model, layout=policy.layout).eval()
@@ -88,14 +86,11 @@ class ValueHead:
 
     Args:
         policy: Gets the layer, of zeros.
-        source: Where the policy comes from.
-        seed: Does not matter.
+        source: Not used; every critic is given it.
         lr: Learning rate of the layer; ``None`` is the policy's.
     """
 
-    def __init__(
-        self, *, policy: LogprobModel, source: ModelSource, seed: int, lr: Annotated[float, "(0, inf)"] | None
-    ) -> None:
+    def __init__(self, *, policy: LogprobModel, source: ModelSource, lr: Annotated[float, "(0, inf)"] | None) -> None:
         hidden = policy.hf_model.config.get_text_config().hidden_size
         parameter = next(policy.parameters())
         policy.value_head = nn.Linear(hidden, 1, device=parameter.device, dtype=torch.float32)

@@ -50,7 +50,7 @@ def export(
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     whole: dict[str, Any] = get_model_state_dict(model, options=options)
-    state: dict[str, Tensor] = {name.removeprefix(_PREFIX): value for name, value in whole.items()}
+    state = backbone_state(whole)
     if not is_writer:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +67,11 @@ def export(
         _replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def backbone_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a model's weights under its backbone's own names; a value head on the trunk is none of them."""
+    return {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
 
 
 def merged_state(model: PeftModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

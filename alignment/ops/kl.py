@@ -13,7 +13,7 @@ reference, and s the gradient of log p(y), which is also that of l. Sampling is 
   its gradient is reverse KL's, and it is so for samples of an older policy.
 - k1 in the reward, R - beta l with l held fixed: -beta E[l s] on the objective, reverse KL's again.
 
-See docs of the objectives for which method puts which of them where.
+A penalty's place and its estimator are fields of ``method.kl``: see docs/concepts/online.md.
 """
 
 from __future__ import annotations

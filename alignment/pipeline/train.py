@@ -133,10 +133,10 @@ def check_records(cfg: DictConfig, bundle: ModelBundle, data: DataModule) -> Non
 
 
 def build(cfg: DictConfig, run_dir: Path, data: DataModule, *, reward: Reward | None = None) -> pl.Trainer:
-    """Builds the trainer with its callbacks and loggers; a callback that asks for the run's reward shares it."""
+    """Builds the trainer with its callbacks and loggers; a callback without a reward of its own shares the run's."""
     hardware = instantiate(cfg.hardware, _convert_="all")
     callbacks = [EndOfBatch()] + [
-        _complete(instantiate(node, **({"reward": reward} if _shares_reward(cfg, node) else {})), folder)
+        _complete(instantiate(node, **({"reward": reward} if _takes_reward(node) else {})), folder)
         for name, node in cfg.callbacks.items()
         if node is not None
         for folder in [run_dir / "checkpoints" if name == "checkpoint" else run_dir]
@@ -179,6 +179,8 @@ def require_devices(cfg: DictConfig) -> None:
 def require_enough_memory(cfg: DictConfig, bundle: ModelBundle) -> None:
     """Refuses, before any weight is read, a run whose weights and optimiser state cannot fit."""
     needs_copy = str(OmegaConf.select(cfg, "reference._target_", default="")).endswith("FrozenCopy")
+    # The copy of the policy that writes while the policy trains.
+    writes_ahead = bool(OmegaConf.select(cfg, "method.rollouts.one_step_off", default=False))
     needs_critic = str(OmegaConf.select(cfg, "critic._target_", default="")).endswith("SeparateCritic")
     quantised = cfg.model.get("quantization") is not None
     bytes_a_number = 4 if cfg.model.dtype == "float32" else 2
@@ -189,7 +191,7 @@ def require_enough_memory(cfg: DictConfig, bundle: ModelBundle) -> None:
         bytes_a_weight=0.5 if quantised else bytes_a_number,
         # peft keeps an adapter in fp32 whatever the weights' type.
         bytes_a_trained_number=bytes_a_number if bundle.adapter is None else 4,
-        copies=1 + needs_copy + needs_critic,
+        copies=1 + needs_copy + needs_critic + writes_ahead,
         trainable_share=(1.0 if bundle.adapter is None else 0.02) + needs_critic,
         shards=world if sharded else 1,
     )
@@ -218,9 +220,9 @@ def _parts(cfg: DictConfig, bundle: ModelBundle) -> Parts:
     )
 
 
-def _shares_reward(cfg: DictConfig, node: DictConfig) -> bool:
-    """Whether a callback is to judge with the run's reward: a reward model is then in memory once."""
-    return node.get("reward") is not None and node.reward == cfg.reward
+def _takes_reward(node: DictConfig) -> bool:
+    """Whether a callback judges with the run's reward, having none of its own."""
+    return "reward" in node and node.reward is None
 
 
 def _complete(callback: Any, folder: Path) -> pl.Callback:

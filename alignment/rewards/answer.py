@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
+from alignment.rewards.reading import answer_text, compiled, no_answer
 from alignment.types import Rewards, Rollout
-from alignment.utils.errors import ConfigError, UserError
 
 MOST_DIGITS = 100
 """A number with more digits is no answer."""
@@ -40,7 +40,7 @@ class AnswerReward:
         """Judges each completion.
 
         Raises:
-            UserError: A prompt's record has no answer, or one without a number.
+            BlamedError: A prompt's record has no answer, or one without a number.
         """
         given = [self.given(rollout.completion) for rollout in rollouts]
         right = [self._right(rollout) for rollout in rollouts]
@@ -50,14 +50,11 @@ class AnswerReward:
         )
 
     def _right(self, rollout: Rollout) -> Fraction:
-        value = rollout.answer.get(self.field)
-        answer = None if value is None else self.wanted(str(value))
+        text = answer_text(rollout, self.field, reward="answer")
+        answer = self.wanted(text)
         if answer is None:
-            has = f"{self.field} is {value!r}, without a number" if value is not None else f"it has {_names(rollout)}"
-            raise UserError(
-                f"reward=answer, prompt {rollout.prompt_id}: its record has no answer under '{self.field}' ({has}). "
-                "Use data whose prompts bring one, name its field in reward.field, or take another reward"
-            )
+            why = f"{self.field} is {text!r}, without a number"
+            raise no_answer(rollout, self.field, reward="answer", why=why)
         return answer
 
 
@@ -79,12 +76,7 @@ class FinalAnswer:
     """
 
     def __init__(self, *, key: str, pattern: str, last_number: bool) -> None:
-        try:
-            self.pattern = re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(key, got=pattern, expected="a regular expression", hint=str(error)) from error
-        if self.pattern.groups != 1:
-            raise ConfigError(key, got=pattern, expected="one group, which holds the answer")
+        self.pattern = compiled(pattern, key=key, group="the answer")
         self.last_number = last_number
 
     def __call__(self, text: str) -> Fraction | None:
@@ -114,7 +106,3 @@ def _read(sign: str, digits: str, denominator: str) -> list[Fraction]:
     values[0] *= -1 if sign == "-" else 1
     values[-1] /= int(denominator or 1)
     return values
-
-
-def _names(rollout: Rollout) -> str:
-    return ", ".join(map(str, rollout.answer)) or "none"

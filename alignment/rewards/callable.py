@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from alignment.config.targets import check_text, resolve
+from alignment.rewards.errors import BlamedError
+from alignment.rewards.reading import field_names
 from alignment.types import Rewards, Rollout
 from alignment.utils.errors import ConfigError, UserError
 
@@ -71,10 +73,9 @@ class CallableReward:
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         for item in self.parameters:
             if item.kind in kinds and item.default is item.empty and item.name not in given:
-                has = ", ".join(map(str, columns)) or "none"
-                raise UserError(
+                raise BlamedError(
                     f"reward.function={self.name} wants the argument '{item.name}', which prompt "
-                    f"{rollouts[0].prompt_id} does not bring: its record's answer has {has}"
+                    f"{rollouts[0].prompt_id} does not bring: its record's answer has {field_names(rollouts[0])}"
                 )
         return given
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,10 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignment.rewards import code_calls
-from alignment.rewards.sandbox.limits import Limits, Outcome
-from alignment.rewards.sandbox.run import SandboxError, find_backend, run_pair, run_python
+from alignment.rewards.errors import BlamedError
+from alignment.rewards.reading import compiled, field_names, record_error
+from alignment.rewards.sandbox.limits import Limits, Outcome, SandboxError
+from alignment.rewards.sandbox.run import find_backend, run_pair, run_python
 from alignment.types import Rewards, Rollout
-from alignment.utils.errors import ConfigError, UserError
+from alignment.utils.errors import ConfigError
 
 COMPONENTS = ("compiled", "passed_share", "timed_out", "killed")
 
@@ -36,7 +37,8 @@ class CodeReward:
         extract: A regular expression with one group, which holds the program; the last match counts. A completion
             in which it never matches is the program as a whole.
         score: ``fraction``: the total is ``passed_share``. ``all``: 1 where every test is passed, else 0.
-        limits: What one completion may use; each input of the second form gets as much again.
+        limits: What one sandbox may use. Assertions take two, the program's and their own; the second form
+            takes one an input.
         workers: Completions that are judged at a time.
 
     Raises:
@@ -53,14 +55,7 @@ class CodeReward:
         limits: Limits,
         workers: int,
     ) -> None:
-        try:
-            self.extract = re.compile(extract)
-        except re.error as error:
-            raise ConfigError(
-                "reward.extract", got=extract, expected="a regular expression", hint=str(error)
-            ) from error
-        if self.extract.groups != 1:
-            raise ConfigError("reward.extract", got=extract, expected="one group, which holds the program")
+        self.extract = compiled(extract, key="reward.extract", group="the program")
         if workers < 1:
             raise ConfigError("reward.workers", got=workers, expected="at least 1")
         self.field = field
@@ -74,7 +69,7 @@ class CodeReward:
         """Runs each completion's program against the tests of its prompt.
 
         Raises:
-            UserError: A prompt's record has no tests, or tests that cannot be run.
+            BlamedError: A prompt's record has no tests, or tests that cannot be run.
             SandboxError: A sandbox could not be built.
         """
         tests = [self._tests(rollout) for rollout in rollouts]
@@ -97,7 +92,7 @@ class CodeReward:
     def _tests(self, rollout: Rollout) -> _Assertions | _Inputs:
         value = rollout.answer.get(self.field)
         if value is None:
-            raise self._bad(rollout, f"it has {', '.join(map(str, rollout.answer)) or 'none'}")
+            raise self._bad(rollout, f"it has {field_names(rollout)}")
         if isinstance(value, Mapping):
             inputs, outputs = _texts(value.get("inputs")), _texts(value.get("outputs"))
             if not inputs or not outputs or len(inputs) != len(outputs):
@@ -117,10 +112,12 @@ class CodeReward:
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
             raise self._bad(rollout, f"{text!r} is not Python: {error}") from error
 
-    def _bad(self, rollout: Rollout, why: str) -> UserError:
-        return UserError(
-            f"reward=code, prompt {rollout.prompt_id}: its record has no usable tests under '{self.field}' ({why}). "
-            "Use data whose prompts bring tests, name their field in reward.field, or take another reward"
+    def _bad(self, rollout: Rollout, why: str) -> BlamedError:
+        return record_error(
+            rollout,
+            reward="code",
+            message=f"its record has no usable tests under '{self.field}' ({why}). Use data whose prompts bring tests, "
+            "name their field in reward.field, or take another reward",
         )
 
 

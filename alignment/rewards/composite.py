@@ -7,12 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
 from alignment.rewards.base import Reward
-from alignment.rewards.errors import checked_scores
+from alignment.rewards.errors import ERRORS, checked_scores
 from alignment.types import Rewards, Rollout
 from alignment.utils.errors import ConfigError
-
-ERRORS = "errors"
-"""The component that counts the parts that failed; no part may be called so."""
 
 
 class Part(TypedDict):
@@ -37,7 +34,8 @@ class CompositeReward:
         error_score: For ``score`` a number, before the part's weight; ``None`` for ``raise``.
 
     Raises:
-        ConfigError: No parts, a part without a reward or a finite weight, or a policy without its score.
+        ConfigError: A part whose name components have already or whose weight is not finite, or a policy without its
+            score.
     """
 
     def __init__(
@@ -71,20 +69,12 @@ class CompositeReward:
 
 
 def _check_parts(parts: Mapping[str, Part]) -> None:
-    if not parts:
-        hint = "For example +reward@reward.parts.length.reward=length +reward.parts.length.weight=0.1"
-        raise ConfigError(
-            "reward.parts", got=dict(parts), expected="at least one part with a reward and a weight", hint=hint
-        )
     for name, part in parts.items():
         key = f"reward.parts.{name}"
         if name == ERRORS or "/" in name:
             raise ConfigError(key, got=name, expected=f"a name without '/' that is not '{ERRORS}'")
-        if set(part) != {"reward", "weight"}:
-            raise ConfigError(key, got=list(part), expected="a reward and a weight", hint=f"Add +{key}.weight=1")
-        weight: object = part["weight"]
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise ConfigError(f"{key}.weight", got=weight, expected="a finite number")
+        if not math.isfinite(part["weight"]):
+            raise ConfigError(f"{key}.weight", got=part["weight"], expected="a finite number")
 
 
 def _check_policy(on_error: str, error_score: float | None) -> None:

@@ -7,15 +7,23 @@ from collections.abc import Sequence
 from numbers import Real
 
 from alignment.rewards.base import Reward
+from alignment.rewards.sandbox.limits import SandboxError
 from alignment.types import Rewards, Rollout
 from alignment.utils.errors import ConfigError, UserError
 
 SHOWN_CHARACTERS = 80
 """How much of a prompt and of a completion a message shows."""
 
+ERRORS = "errors"
+"""The component that counts failures."""
+
 
 class BrokenRewardError(UserError):
     """A reward returned something that no training can use."""
+
+
+class BlamedError(UserError):
+    """An error whose text says already what is to blame for it: nobody has to look for that again."""
 
 
 def checked_scores(
@@ -23,7 +31,8 @@ def checked_scores(
 ) -> Rewards:
     """Scores roll-outs and lets nothing pass but one finite number for each, in the total and in every component.
 
-    A reward that fails on the whole batch is asked again completion by completion, to find the one to blame.
+    A reward that fails on the whole batch is asked again completion by completion, to find the one to blame, unless
+    its error is a :class:`BlamedError`.
 
     Args:
         reward: The reward.
@@ -37,18 +46,21 @@ def checked_scores(
 
     Raises:
         ConfigError: Whatever ``error_score`` says: a wrong key is no fault of a completion.
-        UserError: The reward raised, or returned the wrong number of values, or something that is no finite number.
+        SandboxError: Likewise: that nothing isolates is none either.
+        BlamedError: The reward raised, or returned the wrong number of values, or something that is no finite number.
     """
     if not rollouts:
         return Rewards(total=(), components={})
     try:
         rewards = _scored(reward, rollouts)
-    except ConfigError:
+    except (ConfigError, SandboxError):
         raise
     except Exception as error:
-        if error_score is None:
-            raise _blamed(reward, rollouts, name=name, error=error) from error
-        return _one_by_one(reward, rollouts, error_score=error_score)
+        if error_score is not None:
+            return _one_by_one(reward, rollouts, error_score=error_score)
+        if isinstance(error, BlamedError):
+            raise
+        raise _blamed(reward, rollouts, name=name, error=error) from error
     return rewards if error_score is None else _with_errors(rewards, (0.0,) * len(rollouts))
 
 
@@ -73,14 +85,16 @@ def _numbers(values: Sequence[object], number: int, *, what: str) -> tuple[float
     return tuple(float(value) for value in values)  # type: ignore[arg-type]
 
 
-def _blamed(reward: Reward, rollouts: Sequence[Rollout], *, name: str, error: Exception) -> UserError:
+def _blamed(reward: Reward, rollouts: Sequence[Rollout], *, name: str, error: Exception) -> BlamedError:
     """Words an error with the first completion that also fails alone."""
+    if len(rollouts) == 1:
+        return BlamedError(f"{name}, {_place(rollouts[0])}: {_reason(error)}")
     for rollout in rollouts:
         try:
             _scored(reward, [rollout])
         except Exception as own:
-            return UserError(f"{name}, {_place(rollout)}: {_reason(own)}")
-    return UserError(
+            return BlamedError(f"{name}, {_place(rollout)}: {_reason(own)}")
+    return BlamedError(
         f"{name} fails on {len(rollouts)} completions together and on none alone, "
         f"the first of them {_place(rollouts[0])}: {_reason(error)}"
     )
@@ -91,7 +105,7 @@ def _one_by_one(reward: Reward, rollouts: Sequence[Rollout], *, error_score: flo
     for rollout in rollouts:
         try:
             found.append(_scored(reward, [rollout]))
-        except ConfigError:
+        except (ConfigError, SandboxError):
             raise
         except Exception:
             found.append(None)
@@ -105,10 +119,10 @@ def _one_by_one(reward: Reward, rollouts: Sequence[Rollout], *, error_score: flo
 
 
 def _with_errors(rewards: Rewards, errors: tuple[float, ...]) -> Rewards:
-    """Adds the component ``errors``, to that of a reward which counts errors of its own."""
-    own = rewards.components.get("errors", (0.0,) * len(errors))
+    """Adds the component :data:`ERRORS`, to that of a reward which counts errors of its own."""
+    own = rewards.components.get(ERRORS, (0.0,) * len(errors))
     both = tuple(mine + new for mine, new in zip(own, errors, strict=True))
-    return Rewards(total=rewards.total, components={**rewards.components, "errors": both})
+    return Rewards(total=rewards.total, components={**rewards.components, ERRORS: both})
 
 
 def _place(rollout: Rollout) -> str:

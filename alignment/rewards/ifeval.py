@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 from alignment.rewards.ifeval_checks import CHECKS, Check
+from alignment.rewards.reading import field_names, record_error
 from alignment.types import Rewards, Rollout
 from alignment.utils.errors import UserError, nearest
 
@@ -47,7 +48,7 @@ class IFEvalReward:
         """Checks each completion.
 
         Raises:
-            UserError: A record without instructions, an instruction that is unknown or lacks an argument, or a
+            BlamedError: A record without instructions, an instruction that is unknown or lacks an argument, or a
                 language to check without the package for it.
         """
         shares = tuple(self._share(rollout) for rollout in rollouts)
@@ -64,7 +65,7 @@ class IFEvalReward:
             try:
                 followed += any(map(instruction.check, spoken))
             except (UserError, TypeError, ValueError, AttributeError) as error:
-                raise UserError(f"{_place(rollout)}, {instruction.name}: {error}") from error
+                raise record_error(rollout, reward="ifeval", message=str(error), part=instruction.name) from error
         return followed / len(instructions)
 
 
@@ -85,14 +86,15 @@ def read_instructions(rollout: Rollout) -> list[Instruction]:
     """Returns the instructions that a prompt's record brings.
 
     Raises:
-        UserError: There are none, or one is unknown or has the wrong arguments.
+        BlamedError: There are none, or one is unknown or has the wrong arguments.
     """
     ids, arguments = rollout.answer.get(IDS), rollout.answer.get(ARGUMENTS)
     if not isinstance(ids, list) or not isinstance(arguments, list) or len(ids) != len(arguments) or not ids:
-        has = ", ".join(map(str, rollout.answer)) or "none"
-        raise UserError(
-            f"{_place(rollout)}: its record needs '{IDS}' and '{ARGUMENTS}', two lists of one length (it has {has}). "
-            "Use prompts in the format of IFEval, or another reward"
+        raise record_error(
+            rollout,
+            reward="ifeval",
+            message=f"its record needs '{IDS}' and '{ARGUMENTS}', two lists of one length (it has "
+            f"{field_names(rollout)}). Use prompts in the format of IFEval, or another reward",
         )
     return [_instruction(rollout, name, given or {}) for name, given in zip(ids, arguments, strict=True)]
 
@@ -100,14 +102,12 @@ def read_instructions(rollout: Rollout) -> list[Instruction]:
 def _instruction(rollout: Rollout, name: object, given: Mapping[str, Any]) -> Instruction:
     if not isinstance(name, str) or name not in CHECKS:
         known = f"{', '.join(CHECKS)}. {nearest(str(name), CHECKS)}".strip()
-        raise UserError(f"{_place(rollout)}: unknown instruction {name!r}, expected one of {known}")
+        message = f"unknown instruction {name!r}, expected one of {known}"
+        raise record_error(rollout, reward="ifeval", message=message)
     arguments = {key: value for key, value in given.items() if value is not None}
     try:
         inspect.signature(CHECKS[name]).bind("", **arguments)
     except TypeError as error:
-        raise UserError(f"{_place(rollout)}, {name}: {error} in its {ARGUMENTS}: {arguments}") from error
+        message = f"{error} in its {ARGUMENTS}: {arguments}"
+        raise record_error(rollout, reward="ifeval", message=message, part=name) from error
     return Instruction(name, partial(CHECKS[name], **arguments))
-
-
-def _place(rollout: Rollout) -> str:
-    return f"reward=ifeval, prompt {rollout.prompt_id}"

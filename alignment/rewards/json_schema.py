@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from alignment.rewards.reading import field_names, record_error
 from alignment.types import Rewards, Rollout
 from alignment.utils.errors import ConfigError, UserError
 
@@ -66,7 +67,7 @@ class JsonSchemaReward:
         """Reads each completion.
 
         Raises:
-            UserError: A record has no schema under ``field``, or a schema refers to something outside itself.
+            BlamedError: A record has no schema under ``field``, or a schema refers to something outside itself.
         """
         parses, valid = [], []
         for rollout in rollouts:
@@ -76,19 +77,20 @@ class JsonSchemaReward:
             try:
                 valid.append(float(any(map(accepts, found))))
             except ValueError as error:
-                raise UserError(f"reward=json_schema, prompt {rollout.prompt_id}: {error}") from error
+                raise record_error(rollout, reward="json_schema", message=str(error)) from error
         return Rewards(total=tuple(valid), components={"parses": tuple(parses), "valid": tuple(valid)})
 
     def _of_record(self, rollout: Rollout, field: str) -> Callable[[Any], bool]:
-        place = f"reward=json_schema, prompt {rollout.prompt_id}: its record's '{field}'"
+        what = f"its record's '{field}'"
         schema = rollout.answer.get(field)
         if schema is None:
-            has = ", ".join(map(str, rollout.answer)) or "none"
-            raise UserError(f"{place} is missing (it has {has}). Name the schema's field in reward.field")
+            message = f"{what} is missing (it has {field_names(rollout)}). Name the schema's field in reward.field"
+            raise record_error(rollout, reward="json_schema", message=message)
         try:
             return _acceptor(schema if isinstance(schema, str) else json.dumps(schema))
         except ValueError as error:
-            raise UserError(f"{place} is no JSON Schema: {error}") from error
+            message = f"{what} is no JSON Schema: {error}"
+            raise record_error(rollout, reward="json_schema", message=message) from error
 
 
 @lru_cache(maxsize=256)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.rewards.reading import answer_text, record_error
 from alignment.types import Rewards, Rollout
 from alignment.utils.errors import ConfigError, UserError
 
@@ -59,18 +60,16 @@ class MathReward:
         """Compares each completion with its record's answer.
 
         Raises:
-            UserError: A record has no answer, or one in which nothing can be read.
+            BlamedError: A record has no answer, or one in which nothing can be read.
         """
-        answers = [self._answer(rollout) for rollout in rollouts]
+        answers = [answer_text(rollout, self.field, reward="math") for rollout in rollouts]
         replies = [
             self._worker.ask(answer, rollout.completion) for answer, rollout in zip(answers, rollouts, strict=True)
         ]
         for reply, answer, rollout in zip(replies, answers, rollouts, strict=True):
             if reply is not None and not reply["readable"]:
-                raise UserError(
-                    f"reward=math, prompt {rollout.prompt_id}: nothing can be read in its record's answer, "
-                    f"{self.field}={answer!r}. Put it right, or leave the record out"
-                )
+                message = f"nothing can be read in its record's answer, {self.field}={answer!r}"
+                raise record_error(rollout, reward="math", message=f"{message}. Put it right, or leave the record out")
         return Rewards(
             total=tuple(float(reply is not None and reply["right"]) for reply in replies),
             components={
@@ -78,17 +77,6 @@ class MathReward:
                 "timed_out": tuple(float(reply is None) for reply in replies),
             },
         )
-
-    def _answer(self, rollout: Rollout) -> str:
-        value = rollout.answer.get(self.field)
-        if value is None:
-            has = ", ".join(map(str, rollout.answer)) or "none"
-            raise UserError(
-                f"reward=math, prompt {rollout.prompt_id}: its record has no answer under '{self.field}' "
-                f"(it has {has}). Use data whose prompts bring one, name its field in reward.field, "
-                "or take another reward"
-            )
-        return str(value)
 
 
 class _Worker:

@@ -14,9 +14,10 @@ from alignment.data.records import Stepwise
 from alignment.data.steps import steps_of
 from alignment.data.tokenizer import TokenizerOptions
 from alignment.models.backbone import DType
+from alignment.rewards.errors import BlamedError
 from alignment.rewards.trained import JudgeOptions, TrainedJudge
 from alignment.types import Head, Rewards, Rollout
-from alignment.utils.errors import ConfigError, UserError
+from alignment.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +74,15 @@ class ProcessReward:
         self.judge = TrainedJudge(path, key="reward.path", head=Head.STEPS, options=options)
         self.aggregate = aggregate
         self.separator = separator
+        self._separator_was_seen = False
 
     def score(self, rollouts: Sequence[Rollout]) -> Rewards:
         """Scores each completion.
 
         Raises:
-            UserError: The separator occurs in none of several completions: they are not what this model judges. Or
-                the model cannot be loaded or is no process reward model, or cannot read a completion.
+            UserError: The separator has occurred in no completion yet: they are not what this model judges. Once it
+                has, a policy that trains may also write solutions of one step. Or the model cannot be loaded or is no
+                process reward model, or cannot read a completion.
         """
         if not rollouts:
             return Rewards(total=(), components={})
@@ -105,8 +108,9 @@ class ProcessReward:
         return Rewards(total=columns.pop(self.aggregate), components=columns)
 
     def _check_separator(self, rollouts: Sequence[Rollout]) -> None:
-        if not any(self.separator in rollout.completion for rollout in rollouts):
-            raise UserError(
+        self._separator_was_seen |= any(self.separator in rollout.completion for rollout in rollouts)
+        if not self._separator_was_seen:
+            raise BlamedError(
                 f"reward.separator={self.separator!r} occurs in none of {len(rollouts)} completions, the first of "
                 f"which begins with {rollouts[0].completion[:40]!r}: set it to what ends a step, or judge answers as a "
                 "whole with reward=model"

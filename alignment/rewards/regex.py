@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Literal
 
+from alignment.rewards.reading import compiled
 from alignment.types import Rewards, Rollout
 from alignment.utils.errors import ConfigError
 
@@ -26,15 +26,10 @@ class RegexReward:
     """
 
     def __init__(self, *, pattern: str, match: Literal["search", "fullmatch"], max_characters: int) -> None:
-        try:
-            compiled = re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(
-                "reward.pattern", got=pattern, expected="a regular expression", hint=str(error)
-            ) from error
+        expression = compiled(pattern, key="reward.pattern")
         if max_characters < 1:
             raise ConfigError("reward.max_characters", got=max_characters, expected="at least 1")
-        self._matches = compiled.fullmatch if match == "fullmatch" else compiled.search
+        self._matches = expression.fullmatch if match == "fullmatch" else expression.search
         self.max_characters = max_characters
 
     def score(self, rollouts: Sequence[Rollout]) -> Rewards:

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from alignment.advantages.moments import whitened
 from alignment.utils.errors import ConfigError, UserError
 
 
@@ -109,11 +111,12 @@ class Shaping:
     def _normalised(self, rewards: Float[Tensor, "rollouts"]) -> Float[Tensor, "rollouts"]:
         if self.normalise == "none":
             return rewards
-        moments = self._seen if self.normalise == "running" else Moments()
-        for value in rewards.double().tolist():
-            moments.add(value)
-        scale = moments.standard_deviation or 1.0
-        return ((rewards.double() - moments.mean) / scale).to(rewards.dtype)
+        values = rewards.double()
+        if self.normalise == "batch":
+            return whitened(values=values, weights=torch.ones_like(values)).to(rewards.dtype)
+        for value in values.tolist():
+            self._seen.add(value)
+        return ((values - self._seen.mean) / (self._seen.standard_deviation or 1.0)).to(rewards.dtype)
 
 
 class Moments:

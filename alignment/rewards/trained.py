@@ -27,6 +27,7 @@ from alignment.data.truncation import Truncation, truncate_prompt
 from alignment.data.views import view
 from alignment.models.backbone import DType, PretrainedModel, auto_class
 from alignment.models.score_model import NUM_LABELS, SequenceScorer, StepScorer, check_score_head
+from alignment.rewards.errors import BlamedError
 from alignment.types import Head
 from alignment.utils.errors import ConfigError, UserError
 
@@ -281,8 +282,8 @@ class TrainedJudge:
             self.key, got=self.path, expected=_OUTPUTS[self.head], hint=f"but {what}: {_remedy(self.head)}"
         )
 
-    def _cannot_read(self, name: str, reason: str) -> UserError:
-        return UserError(f"{self.key}={self.path} cannot read the roll-out of prompt {name}: {reason}")
+    def _cannot_read(self, name: str, reason: str) -> BlamedError:
+        return BlamedError(f"{self.key}={self.path} cannot read the roll-out of prompt {name}: {reason}")
 
     @contextmanager
     def _own_keys(self) -> Iterator[None]:

@@ -113,6 +113,20 @@ def check_sampling(sampling: Sampling) -> None:
         )
 
 
+#: The settings under which every token may come.
+_WHOLE: dict[str, Any] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "bad_words": []}
+
+
+def narrowed_by(sampling: Sampling) -> dict[str, Any]:
+    """Returns the settings that keep some tokens from coming, each with its value under which all may come."""
+    return {name: whole for name, whole in _WHOLE.items() if getattr(sampling, name) != whole}
+
+
+def draws_from_own_distribution(sampling: Sampling) -> bool:
+    """Says whether samples come from the model's own distribution: temperature 1, and every token may come."""
+    return sampling.temperature == 1.0 and not narrowed_by(sampling)
+
+
 def check_prompts(prompts: Sequence[TokenPrompt], *, context_tokens: int | None, max_new_tokens: int) -> None:
     """Raises UserError for a prompt that is empty, does not fit, or has another's id.
 

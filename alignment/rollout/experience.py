@@ -108,6 +108,11 @@ class Experience:
         return torch.tensor([len(rollout.completion_ids) for rollout in self.rollouts], dtype=torch.long)
 
     @cached_property
+    def prompt_lengths(self) -> Int[Tensor, "rollouts"]:
+        """Tokens of each completion's prompt."""
+        return torch.tensor([len(rollout.prompt_ids) for rollout in self.rollouts], dtype=torch.long)
+
+    @cached_property
     def starts(self) -> Int[Tensor, "rollouts"]:
         """Where each completion's tokens begin."""
         return self.lengths.cumsum(0) - self.lengths
@@ -151,10 +156,21 @@ class Experience:
         index = torch.arange(len(self.rollouts)).repeat_interleave(self.lengths)
         return values.new_zeros(len(self.rollouts)).index_add(0, index, values)
 
+    def places(self, groups: Int[Tensor, "some"]) -> Int[Tensor, "their_rollouts"]:
+        """Returns where the completions of some groups are, group by group."""
+        return (groups[:, None] * self.group_size + torch.arange(self.group_size)).flatten()
+
+    def row_tokens(self, layout: Layout) -> np.ndarray:
+        """Returns tokens that each group adds to a micro-batch's rows; its longest sequence where these are padded."""
+        prompts, completions = self.grouped(self.prompt_lengths), self.grouped(self.lengths)
+        if layout is Layout.PADDED:
+            return (prompts + completions).amax(1).numpy()
+        times = 1 if layout is Layout.PREFIX_SHARED else self.group_size
+        return (prompts[:, 0] * times + completions.sum(1)).numpy()
+
     def only(self, groups: Sequence[int]) -> Experience:
         """Returns the named groups."""
-        rollouts = torch.tensor(groups, dtype=torch.long)[:, None] * self.group_size + torch.arange(self.group_size)
-        places = rollouts.flatten()
+        places = self.places(torch.tensor(groups, dtype=torch.long))
         tokens = self.token_places(places)
         changed: dict[str, Any] = {
             "rollouts": tuple(self.rollouts[place] for place in places.tolist()),
@@ -194,8 +210,7 @@ class Experience:
             layout: How sequences lie in rows.
         """
         assert self.advantages is not None
-        groups = torch.tensor(plan.indices, dtype=torch.long)
-        places = (groups[:, None] * self.group_size + torch.arange(self.group_size)).flatten()
+        places = self.places(torch.tensor(plan.indices, dtype=torch.long))
         tokens = self.token_places(places)
         rollouts = [self.rollouts[place] for place in places.tolist()]
         group_weights = torch.tensor(plan.weights, dtype=torch.float32)
@@ -229,7 +244,7 @@ class Experience:
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Experience:
         """Restores it, bit by bit."""
-        return cls(**{**state, "rollouts": tuple(_rollout(entry) for entry in json.loads(state["rollouts"]))})
+        return cls(**{**state, "rollouts": tuple(rollout_from(entry) for entry in json.loads(state["rollouts"]))})
 
 
 _PER_ROLLOUT = ("raw_rewards", "rewards", "weights", "last_values")
@@ -250,6 +265,7 @@ def _flat(parts: Sequence[np.ndarray | None]) -> Tensor | None:
     return torch.from_numpy(np.concatenate(known)) if known else None
 
 
-def _rollout(entry: dict[str, Any]) -> Rollout:
+def rollout_from(entry: dict[str, Any]) -> Rollout:
+    """Makes a roll-out of its fields as JSON keeps them."""
     tuples = {name: tuple(entry[name]) for name in ("prompt_ids", "completion_ids", "token_logps")}
     return Rollout(**{**entry, **tuples})

@@ -19,16 +19,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from alignment.models.logprob_model import LogprobModel
+from alignment.rollout.cache import growing_cache
 from alignment.rollout.engine import TokenPrompt, check_prompts, check_sampling, evaluating
 from alignment.types import Rollout, Sampling
 
 if TYPE_CHECKING:
-    from transformers import (
-        NoBadWordsLogitsProcessor,
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-        StopStringCriteria,
-    )
+    from transformers import NoBadWordsLogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase, StopStringCriteria
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ class HFEngine:
         order = sorted(range(len(jobs)), key=lambda job: -len(jobs[job][0].prompt_ids))
         rollouts: list[Rollout | None] = [None] * len(jobs)
         stop_ids = end_of_sequence_ids(self.model.hf_model, self.tokenizer)
-        texts = text_rules(self.tokenizer, sampling, device=self.model.hf_model.device)
+        texts = text_rules(self.tokenizer, sampling)
         with torch.no_grad(), evaluating(self.model):
             for start in range(0, len(order), sampling.batch_size):
                 rows = order[start : start + sampling.batch_size]
@@ -137,21 +133,15 @@ def decode(
         model: In evaluation mode; the caller turns gradients off.
         prompts: Token ids; none is empty.
         uniforms: For each prompt ``max_new_tokens`` numbers in [0, 1), one for each token that may be drawn.
-        sampling: Temperature, top-k, top-p and the most new tokens.
+        sampling: Temperature, top-k, top-p, min-p and the most new tokens.
         stop_ids: Tokens that end a completion; they are kept as its last.
         texts: Stop texts and bad words; ``None`` for neither.
     """
-    from transformers import DynamicCache
-
-    texts = texts or TextRules()
-
-    device = model.device
+    texts, device = texts or TextRules(), model.device
     # A prompt is read once, however many completions it gets here; what was read is then copied for each.
     unique = {tuple(prompt): place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     row_of = torch.tensor([unique[tuple(prompt)] for prompt in prompts], device=device)
-    input_ids, mask = left_padded(list(unique), device=device)
-    position_ids = (mask.cumsum(1) - 1).clamp_min(0)
-    cache = DynamicCache(config=model.config)
+    rows = _Rows(model, list(unique))
     noise = torch.from_numpy(np.stack(uniforms)).to(device)
     stops = torch.tensor(sorted(stop_ids), device=device)
     alive = torch.arange(len(prompts), device=device)
@@ -159,37 +149,74 @@ def decode(
     logps = torch.zeros(len(prompts), sampling.max_new_tokens, device=device)
     stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for step in range(sampling.max_new_tokens):
-        output = model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = output.logits[:, -1].float()
+        logits = rows.read()
         if step == 0 and len(unique) < len(prompts):
-            logits, mask, position_ids = logits[row_of], mask[row_of], position_ids[row_of]
-            cache.batch_select_indices(row_of)
+            logits = logits[row_of]
+            rows.take(row_of)
         if texts.bad_words is not None:
             logits = texts.bad_words(cast("Any", tokens[alive, :step]), cast("Any", logits))
         drawn, drawn_logps = draw(logits, noise[alive, step], sampling=sampling)
         tokens[alive, step], logps[alive, step] = drawn, drawn_logps
         if texts.stop is not None:
             stopped[alive] = texts.stop(cast("Any", tokens[alive, : step + 1]), cast("Any", logits))
-        kept = (~torch.isin(drawn, stops) & ~stopped[alive]).nonzero()[:, 0]
+        kept = closed_up(~torch.isin(drawn, stops) & ~stopped[alive])
         if len(kept) == 0:
             break
-        position_ids = position_ids[:, -1:] + 1
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         if len(kept) < len(alive):
-            alive, drawn, mask, position_ids = alive[kept], drawn[kept], mask[kept], position_ids[kept]
-            cache.batch_select_indices(kept)
-        input_ids = drawn[:, None]
+            alive, drawn = alive[kept], drawn[kept]
+            rows.take(kept)
+        rows.go_on(drawn)
     return [
         Decoded(tuple(ids[: (n := sum(token >= 0 for token in ids))]), tuple(values[:n]), has_stopped)
         for ids, values, has_stopped in zip(tokens.tolist(), logps.tolist(), stopped.tolist(), strict=True)
     ]
+
+
+class _Rows:
+    """What the model has read of each row, and what it is to read next: the prompts, then a token at a time."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+        self._model, self._cache = model, growing_cache(model.config)
+        width, device = max(len(prompt) for prompt in prompts), model.device
+        # All end in the last column. Padding is never seen: which id fills it does not matter.
+        self._next = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self._mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
+        self._places = (self._mask.cumsum(1) - 1).clamp_min(0)
+
+    def read(self) -> Float[Tensor, "rows vocabulary"]:
+        """Returns logits of the token behind each row, fp32."""
+        output = self._model(
+            input_ids=self._next,
+            attention_mask=self._mask,
+            position_ids=self._places,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1].float()
+
+    def take(self, rows: Int[Tensor, "taken"]) -> None:
+        """Goes on with these rows; a row may be taken more than once."""
+        self._mask, self._places = self._mask[rows], self._places[rows]
+        self._cache.batch_select_indices(rows)
+
+    def go_on(self, tokens: Int[Tensor, "rows"]) -> None:
+        """Puts a token behind each row, to be read next."""
+        self._next, self._places = tokens[:, None], self._places[:, -1:] + 1
+        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
+
+
+def closed_up(stays: Bool[Tensor, "rows"]) -> Int[Tensor, "kept"]:
+    """Returns the rows that stay, the last of them in the places of those that leave: few have to be moved.
+
+    >>> closed_up(torch.tensor([True, False, True, False, True])).tolist()
+    [0, 4, 2]
+    """
+    kept = stays.nonzero()[:, 0]
+    rows = torch.arange(len(kept), device=stays.device)
+    rows[~stays[: len(kept)]] = kept[kept >= len(kept)]
+    return rows
 
 
 def draw(
@@ -234,18 +261,6 @@ def filtered(
     return logits
 
 
-def left_padded(
-    sequences: Sequence[Sequence[int]], *, device: torch.device
-) -> tuple[Int[Tensor, "rows width"], Int[Tensor, "rows width"]]:
-    """Lays sequences out so that all end in the last column; returns ids and mask (1 at real tokens)."""
-    width = max(len(sequence) for sequence in sequences)
-    # Padding is never seen: which id fills it does not matter.
-    ids = torch.tensor([[0] * (width - len(sequence)) + list(sequence) for sequence in sequences], device=device)
-    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
-    mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
-    return ids, mask
-
-
 def completion_text(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
     """Returns what a completion adds to its prompt's text, a space at its beginning included.
 
@@ -269,13 +284,7 @@ def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     return frozenset(token for token in [*listed, tokenizer.eos_token_id] if isinstance(token, int))
 
 
-def plain(sampling: Sampling) -> bool:
-    """Says whether samples come from the model's own distribution: temperature 1, and every token may come."""
-    is_whole = sampling.top_p == 1.0 and sampling.top_k == 0 and sampling.min_p == 0 and not sampling.bad_words
-    return is_whole and sampling.temperature == 1.0
-
-
-def text_rules(tokenizer: PreTrainedTokenizerBase, sampling: Sampling, *, device: torch.device) -> TextRules:
+def text_rules(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> TextRules:
     """Builds transformers' own rules for stop texts and bad words; these count with and without a space before them."""
     from transformers import NoBadWordsLogitsProcessor, StopStringCriteria
 

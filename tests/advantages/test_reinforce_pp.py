@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from alignment.advantages.reinforce_pp import group_centred, token_returns, whitened
+from alignment.advantages.moments import whitened
+from alignment.advantages.reinforce_pp import group_centred, token_returns
 from alignment.advantages.token_rewards import terminal_rewards
 
 LENGTHS = (4, 1, 7, 2)
@@ -56,17 +57,16 @@ def test_a_score_needs_a_token(rewards, lengths, says):
         terminal_rewards(rewards=torch.tensor(rewards), lengths=torch.tensor(lengths))
 
 
-@pytest.mark.parametrize("centre", [True, False])
-def test_whitening_agrees_with_its_twin(centre):
+def test_whitening_agrees_with_its_twin():
     values = 5 * random_tokens(50) + 3
     weights = (torch.rand(50, generator=torch.Generator().manual_seed(1)) < 0.6).double()
     counted = [v for v, w in zip(values.tolist(), weights.tolist(), strict=True) if w]
     mean, std = np.mean(counted), np.std(counted)
-    expected = [(v - mean) / std + (0 if centre else mean) if w else 0.0 for v, w in zip(values, weights, strict=True)]
-    found = whitened(values=values, weights=weights, centre=centre)
+    expected = [(v - mean) / std if w else 0.0 for v, w in zip(values, weights, strict=True)]
+    found = whitened(values=values, weights=weights)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-12)
     of_counted = found[weights > 0]
-    assert of_counted.mean().item() == pytest.approx(0 if centre else mean, abs=1e-12)
+    assert of_counted.mean().item() == pytest.approx(0, abs=1e-12)
     assert of_counted.std(correction=0).item() == pytest.approx(1, abs=1e-12)
 
 
@@ -75,15 +75,13 @@ def test_whitening_by_hand():
     values = torch.tensor([1.0, 3.0, 100.0, 3.0, 5.0], dtype=torch.float64)
     weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0], dtype=torch.float64)
     a = 2 / 2**0.5
-    found = whitened(values=values, weights=weights, centre=True)
+    found = whitened(values=values, weights=weights)
     np.testing.assert_allclose(found.numpy(), [-a, 0, 0, 0, a], atol=1e-12)
-    found = whitened(values=values, weights=weights, centre=False)
-    np.testing.assert_allclose(found.numpy(), [3 - a, 3, 0, 3, 3 + a], atol=1e-12)
 
 
 def test_what_does_not_count_may_hold_anything():
     values = torch.tensor([1.0, torch.nan, 3.0, torch.inf])
-    found = whitened(values=values, weights=torch.tensor([1.0, 0.0, 1.0, 0.0]), centre=True)
+    found = whitened(values=values, weights=torch.tensor([1.0, 0.0, 1.0, 0.0]))
     assert found.tolist() == [-1.0, 0.0, 1.0, 0.0]
 
 
@@ -91,13 +89,11 @@ def test_what_does_not_count_may_hold_anything():
 @pytest.mark.parametrize("count", [1, 3, 1001])
 def test_equal_values_are_whitened_to_exactly_zero(value, count):
     values, weights = torch.full((count,), value), torch.ones(count)
-    assert (whitened(values=values, weights=weights, centre=True) == 0).all()
-    kept = whitened(values=values, weights=weights, centre=False)
-    torch.testing.assert_close(kept, values)
+    assert (whitened(values=values, weights=weights) == 0).all()
 
 
 def test_whitening_nothing_is_nothing():
-    assert whitened(values=torch.ones(3), weights=torch.zeros(3), centre=False).tolist() == [0.0, 0.0, 0.0]
+    assert whitened(values=torch.ones(3), weights=torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_whitening_does_not_depend_on_the_order():
@@ -105,14 +101,14 @@ def test_whitening_does_not_depend_on_the_order():
     values = random_tokens(50)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
     weights = torch.ones(50, dtype=torch.float64)
-    whole = whitened(values=values, weights=weights, centre=True)
-    shuffled = whitened(values=values[order], weights=weights, centre=True)
+    whole = whitened(values=values, weights=weights)
+    shuffled = whitened(values=values[order], weights=weights)
     torch.testing.assert_close(shuffled, whole[order], rtol=0, atol=1e-14)
 
 
 def test_a_fraction_of_a_weight_is_refused():
     with pytest.raises(ValueError, match="neither 0 nor 1"):
-        whitened(values=torch.ones(2), weights=torch.tensor([1.0, 0.5]), centre=True)
+        whitened(values=torch.ones(2), weights=torch.tensor([1.0, 0.5]))
 
 
 def test_group_centred():

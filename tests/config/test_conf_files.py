@@ -26,7 +26,7 @@ WITH = {
     **{f"method/kl/{name}": ["method=grpo"] for name in ("loss", "reward")},
     "method/kl/none": ["method=grpo", "reference=none"],
     **{f"method/policy_loss/{name}": ["method=grpo"] for name in ("clipped", "cispo", "reinforce")},
-    **{f"method/preset/{name}": ["method=grpo"] for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo")},
+    **{f"method/preset/{name}": ["method=grpo"] for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "trl")},
     "method/rollouts/default": ["method=grpo"],
     "method/shaping/dapo": ["method=grpo"],
     "method/shaping/none": ["method=grpo"],

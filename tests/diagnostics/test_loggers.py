@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from pyarrow import parquet
+
+from alignment.diagnostics.rollouts import TABLE
+
 from runs import job, metrics, train
 
 SHORT = ("method=dpo", "trainer.max_steps=2", "export=null")
@@ -51,3 +56,25 @@ def test_csv_is_always_there_and_the_manifest_holds_the_last_values(tmp_path):
     assert manifest["budget"]["prompts"] == 16
     assert manifest["model"]["loaded_models"] == 2
     assert set(manifest["versions"]) >= {"torch", "lightning", "transformers", "alignment"}
+
+
+def test_wandb_is_shown_completions_that_were_trained_on(tmp_path):
+    """The best and the worst of some prompts, of the first, the middle and the last experience."""
+    online = ("method=grpo", "method.rollouts.group_size=4", "reward=regex", "reward.pattern='w|k'", "export=null")
+    drawn = ("reward.match=search", "rollout.sampling.max_new_tokens=8", "callbacks.checkpoint.every_n_steps=100")
+    wandb = ("logger=wandb", "logger.wandb.offline=true")
+    run_dir = train(job(tmp_path, *online, *drawn, *wandb), tmp_path / "run")
+    tables = [json.loads(path.read_text()) for path in run_dir.glob("wandb/*/files/media/table/rollouts_*.table.json")]
+    assert tables[0]["columns"] == list(TABLE)
+    lines = {table["data"][0][0]: [dict(zip(TABLE, line, strict=True)) for line in table["data"]] for table in tables}
+    assert sorted(lines) == [0, 3, 5]
+    for number, shown in lines.items():
+        kept = parquet.read_table(run_dir / "rollouts" / f"{number:06d}.parquet").to_pylist()
+        by_text = {(row["prompt"], row["completion"]): row for row in kept}
+        assert [line["pick"] for line in shown[:2]] == ["widest spread, best", "widest spread, worst"]
+        assert shown[0]["reward"] - shown[1]["reward"] == 1.0
+        assert shown[0]["advantage"] > 0 > shown[1]["advantage"]
+        for line in shown:
+            row = by_text[line["prompt"], line["completion"]]
+            assert (line["reward"], line["finish_reason"]) == (row["reward"], row["finish_reason"])
+            assert line["advantage"] == pytest.approx(row["advantages"][0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from method_tester import MethodTester
+from method_tester import GOLDEN, MethodTester
 from runs import job, metrics, train
 
 #: A model with fresh weights writes a "w" or a "k" in half of its completions: something to learn from at once.
@@ -17,6 +17,14 @@ ONLINE = (
 )
 #: Two minibatches twice over: a step in the middle of an epoch, and old log-probs that differ from the policy's.
 SEVERAL = ("method.rollouts.minibatches=2", "method.rollouts.epochs=2")
+#: What a golden curve holds beside: what is written, how far the policy has gone, and where it went.
+WRITTEN = (
+    "train/reward/total",
+    "train/loss/value",
+    "train/kl/policy_reference_nats",
+    "train/kl/policy_old_token_nats",
+    "train/logps/completion_mean_nats",
+)
 
 
 @dataclass
@@ -72,3 +80,8 @@ class OnlineTester:
     def check_accumulation_agrees(self, tmp_path: Path) -> None:
         """One batch of 8 prompts is 8 accumulated batches of 1."""
         MethodTester(self.all, uses_reference=False).check_accumulation_agrees(tmp_path)
+
+    def check_golden(self, tmp_path: Path, name: str, *overrides: str) -> None:
+        """The first steps' numbers are on record: two experiences, each with several steps."""
+        overrides = (*self.all, *SEVERAL, *overrides, "optim.eps=1e-6")
+        MethodTester(overrides, uses_reference=False).check_golden(tmp_path, name, names=GOLDEN + WRITTEN)

@@ -26,7 +26,7 @@ from alignment.types import Rollout, TokenLogps
 from alignment.utils.errors import ConfigError, UserError
 
 from method_tester import MethodTester
-from runs import exported, job, metrics, train, train_forked
+from runs import SMALL, exported, job, metrics, train, train_forked
 
 GRPO_RUN = (*ONLINE, "method=grpo", "method.rollouts.group_size=4")
 SHORT = ("trainer.max_steps=2", "export=null")
@@ -205,6 +205,25 @@ def test_a_replay_of_what_was_not_written_says_so(tmp_path):
         train(job(tmp_path, *GRPO_RUN, "rollout=replay", f"rollout.engine.folder={tmp_path}"), tmp_path / "none")
 
 
+def test_a_replay_is_measured_on_fresh_samples(tmp_path):
+    """Held-out prompts are in no file: the policy completes them, as in the run that wrote the others."""
+    small = tuple(override for override in SMALL if "fresh_samples" not in override)
+    overrides = (*small, *GRPO_RUN, *SHORT, "callbacks.fresh_samples.num_prompts=2")
+    written = train(job(tmp_path, *overrides, small=False), tmp_path / "written")
+    replay = (*overrides, "rollout=replay", f"rollout.engine.folder={written / 'rollouts'}")
+    replayed = train(job(tmp_path, *replay, small=False), tmp_path / "replayed")
+    fresh, again = (
+        [json.loads(line)["metrics"] for line in (run / "evaluations.jsonl").read_text().splitlines()]
+        for run in (written, replayed)
+    )
+    assert len(fresh) == 2
+    assert fresh == again
+    with pytest.raises(
+        (ConfigError, InstantiationException), match=r"callbacks\.fresh_samples\.engine: got 'ReplayEngine'"
+    ):
+        train(job(tmp_path, *replay, "callbacks.fresh_samples.engine=${rollout.engine}", small=False), tmp_path / "no")
+
+
 @pytest.mark.parametrize(
     ("overrides", "models"),
     [
@@ -374,6 +393,12 @@ def test_pairs_have_no_ratio_that_could_be_too_large(tmp_path):
         train(job(tmp_path, *ONLINE, *overrides, *SHORT), tmp_path / "run")
 
 
+def test_greedy_completions_are_refused_by_pairs_too(tmp_path):
+    overrides = ("method=online_dpo", "rollout.sampling.temperature=0", *SHORT)
+    with pytest.raises((ConfigError, InstantiationException), match=r"rollout\.sampling\.temperature: got 0"):
+        train(job(tmp_path, *ONLINE, *overrides), tmp_path / "run")
+
+
 def test_the_kl_of_pairs_is_of_one_temperature(tmp_path):
     overrides = ("method=online_dpo", "rollout.sampling.temperature=0.5", *SHORT)
     run = train(job(tmp_path, *ONLINE, *overrides), tmp_path / "run")
@@ -392,3 +417,9 @@ def test_a_reward_that_returns_nan_names_the_completion(tmp_path, monkeypatch):
     monkeypatch.setattr(RegexReward, "score", broken)
     with pytest.raises(UserError, match="nan"):
         train(job(tmp_path, *GRPO_RUN, *SHORT), tmp_path / "run")
+
+
+def test_an_export_is_the_policy_without_its_value_head(tmp_path):
+    run_dir = train(job(tmp_path, *ONLINE, "method=ppo", "critic=value_head", "trainer.max_steps=1"), tmp_path / "run")
+    start = train(job(tmp_path, *GRPO_RUN, "trainer.max_steps=1"), tmp_path / "start")
+    assert exported(run_dir).keys() == exported(start).keys()

@@ -398,8 +398,8 @@ def test_a_bad_value_is_named(changes, message):
 
 
 def test_without_a_sandbox_there_is_no_reward(monkeypatch):
-    monkeypatch.setattr(run, "_probed", lambda: (None, "namespaces: not permitted"))
-    with pytest.raises(UserError, match="Install bubblewrap"):
+    monkeypatch.setattr(run, "why_not", lambda backend: "not permitted")
+    with pytest.raises(UserError, match=r"bubblewrap: not permitted; namespaces: not permitted\)\. Install bubblewrap"):
         quick()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -18,7 +19,7 @@ from alignment.rewards.model import ModelReward
 from alignment.types import Rollout
 
 from runs import SMALL as SMALL_RUN
-from runs import exported, job, train
+from runs import exported, job, metrics, train
 
 SMALL = ["rollout.sampling.max_new_tokens=8", "data.train.num_records=24", "data.validation.num_records=12",
          "num_prompts=4", "rollout.sampling.num_samples=3"]  # fmt: skip
@@ -125,3 +126,32 @@ def test_what_method_prm_exports_is_served_as_it_was_trained(tmp_path):
     wanted = [logits[-1].softmax(-1)[1].item() for logits in (first, second)]
     assert rewards.total[0] == pytest.approx(min(wanted), abs=1e-5)
     assert rewards.components["last"][0] == pytest.approx(wanted[1], abs=1e-5)
+
+
+def test_grpo_learns_from_what_method_prm_exports(tmp_path):
+    """Every completion that was trained on has the score that the exported model gives it."""
+    small = [override for override in SMALL_RUN if override != "model=world_init"]
+    prm = train(job(tmp_path, *small, "method=prm", "trainer.max_steps=4", small=False), tmp_path / "prm")
+    judge = ["reward=process", f"reward.path={prm / 'model'}"]
+    # Fresh weights end a line in one completion of ten: 64 are enough for some of more than one step.
+    online = ["method=grpo", "data=world_chains", "model=chains_init", "method.rollouts.group_size=8",
+              "rollout.sampling.max_new_tokens=32", "trainer.max_steps=2"]  # fmt: skip
+    run_dir = train(job(tmp_path, *small, *online, *judge, small=False), tmp_path / "grpo")
+
+    reward = instantiate(configured("generate", tmp_path, "model.path=x", *judge).reward, _convert_="all")
+    logged = metrics(run_dir)
+    assert set(logged) == {1, 2}
+    for number, file in enumerate(sorted((run_dir / "rollouts").glob("*.parquet")), start=1):
+        rows = pq.read_table(file).to_pylist()
+        assert len(rows) == 64
+        seen = [Rollout(row["prompt_id"], json.loads(row["prompt"]), (), (), row["completion"], "stop", 0)
+                for row in rows]  # fmt: skip
+        wanted = reward.score(seen)
+        assert [row["reward"] for row in rows] == pytest.approx(wanted.total, abs=1e-5)
+        assert logged[number]["train/reward/total"] == pytest.approx(sum(wanted.total) / 64, abs=1e-5)
+        assert logged[number]["train/reward/steps"] == sum(wanted.components["steps"]) / 64
+        advantages = torch.tensor([row["advantages"][0] for row in rows]).reshape(8, 8)
+        best = torch.tensor(wanted.total).reshape(8, 8).argmax(1)
+        assert (advantages.argmax(1) == best).all()
+    assert logged[1]["train/reward/steps"] > 1
+    assert logged[1]["train/reward/group_std"] > 0

@@ -149,3 +149,12 @@ def test_what_is_no_process_reward_model_is_refused(save):
         reward(save("steps", num_labels=3)).score(rollouts(CHAT))
     with pytest.raises(Exception, match=r"reward\.separator: got ''"):
         reward(Path("x"), separator="")
+
+
+def test_a_policy_that_trains_may_come_to_write_single_steps(save):
+    """The separator is known to be right once it was seen: a batch without it must not end a run."""
+    judge = reward(save("steps"))
+    judge.score(rollouts(CHAT))
+    alone = judge.score([rollout("It is 31."), rollout("It is 32.")])
+    assert alone.components["steps"] == (1.0, 1.0)
+    assert all(0 < value < 1 for value in alone.total)

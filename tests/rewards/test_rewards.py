@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -12,6 +14,7 @@ from alignment.config.paths import conf_dir
 from alignment.data.worlds.reviews import gold_reward
 from alignment.rewards.gold import GoldReward
 from alignment.rewards.length import LengthReward
+from alignment.rewards.noise import NoiseReward
 from alignment.rewards.vader import VaderReward
 from alignment.types import Rollout
 from alignment.utils.errors import ConfigError, UserError
@@ -76,3 +79,23 @@ def test_every_file_of_the_group_makes_a_reward(name):
     reward = instantiate(OmegaConf.load(conf_dir() / "reward" / f"{name}.yaml"))
     assert len(reward.score([rollout("Wow, the soup was great!")]).total) == 1
     assert reward.score([]).total == ()
+
+
+def test_noise_depends_on_the_roll_out_and_not_on_what_was_written():
+    drawn = [replace(rollout("right"), sample=sample, seed=3) for sample in range(2000)]
+    heads = NoiseReward(share=0.25, seed=0).score(drawn).total
+    assert set(heads) == {0.0, 1.0}
+    # Four standard errors of a coin's mean over 2,000 throws.
+    assert abs(np.mean(heads) - 0.25) < 4 * (0.25 * 0.75 / 2000) ** 0.5
+    others = [replace(item, completion="wrong", completion_ids=(9,)) for item in drawn]
+    assert NoiseReward(share=0.25, seed=0).score(others).total == heads
+    assert NoiseReward(share=0.25, seed=0).score(drawn[::-1]).total == heads[::-1]
+    for changed in ({"prompt_id": "line 8"}, {"seed": 4}):
+        assert NoiseReward(share=0.25, seed=0).score([replace(item, **changed) for item in drawn]).total != heads
+    assert NoiseReward(share=0.25, seed=1).score(drawn).total != heads
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])
+def test_noise_refuses_a_coin_with_one_side(share):
+    with pytest.raises(ConfigError, match=r"reward\.share"):
+        NoiseReward(share=share, seed=0)

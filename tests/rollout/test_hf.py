@@ -1,4 +1,4 @@
-"""The in-process engine against Hugging Face's own generate, and against a full forward pass."""
+"""The in-process engine: the contract of all engines, and what is its own: batches, drawing, text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from engine_contract import TOKENIZER, EngineContract
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -21,10 +22,9 @@ from transformers import (
 from alignment.data.collate import TokenSequence, token_batch
 from alignment.data.worlds.tokenizer import world_tokenizer
 from alignment.models.logprob_model import LogprobModel
-from alignment.rollout.engine import EncodedPrompt, encoded_prompts
-from alignment.rollout.hf import HFEngine, completion_text, decode, draw, end_of_sequence_ids, filtered, plain
+from alignment.rollout.engine import EncodedPrompt, draws_from_own_distribution, encoded_prompts
+from alignment.rollout.hf import HFEngine, closed_up, completion_text, decode, draw, end_of_sequence_ids, filtered
 from alignment.types import PromptBatch, Sampling
-from alignment.utils.errors import ConfigError, UserError
 
 torch.set_num_threads(1)
 SAMPLING = Sampling(
@@ -68,6 +68,13 @@ def engine(model: PreTrainedModel, tokenizer) -> HFEngine:
 
 def tokens(rollouts) -> list[tuple[int, ...]]:
     return [rollout.completion_ids for rollout in rollouts]
+
+
+class TestContract(EngineContract):
+    tolerance = 1e-4
+
+    def engine(self, model: LogprobModel) -> HFEngine:
+        return HFEngine(model, TOKENIZER)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -132,18 +139,6 @@ def test_a_sample_depends_on_seed_prompt_and_number_alone(tokenizer, prompts):
     assert [whole[r.prompt_id, r.sample] for r in again] != tokens(again)
 
 
-def test_roll_outs_stand_in_the_order_of_prompts_and_samples(tokenizer, prompts):
-    rollouts = engine(tiny("llama"), tokenizer).generate(prompts, SAMPLING)
-    assert [(r.prompt_id, r.sample) for r in rollouts] == [(p.id, i) for p in prompts for i in range(2)]
-    assert all(r.prompt_ids == p.prompt_ids for r, p in zip(rollouts[::2], prompts, strict=True))
-
-
-def test_t28_the_samples_of_a_prompt_differ(tokenizer, prompts):
-    rollouts = engine(tiny("llama"), tokenizer).generate(prompts, replace(SAMPLING, num_samples=8))
-    for prompt in prompts:
-        assert len({r.completion_ids for r in rollouts if r.prompt_id == prompt.id}) == 8
-
-
 def test_t19_after_a_weight_change_the_next_samples_are_a_fresh_engines(tokenizer, prompts):
     model = tiny("llama")
     sampler = engine(model, tokenizer)
@@ -177,41 +172,6 @@ def test_nothing_is_printed_or_warned(family, tokenizer, recwarn, capfd, caplog)
     engine(model, tokenizer).generate(prompts, SAMPLING)
     printed = capfd.readouterr()
     assert (printed.out, printed.err, list(recwarn), caplog.records) == ("", "", [], [])
-
-
-def test_a_prompt_that_does_not_fit_is_named(tokenizer):
-    long = EncodedPrompt("data.jsonl:7", "x", (1,) * 53)
-    with pytest.raises(UserError, match=r"data.jsonl:7: 53 tokens, and 12 new ones.*context of 64.*52 tokens"):
-        engine(tiny("llama"), tokenizer).generate([long], SAMPLING)
-    fits = EncodedPrompt("fits", "x", (1,) * 52)
-    assert len(engine(tiny("gpt2", eos=639), tokenizer).generate([fits], GREEDY)) == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
-        ({"temperature": -1.0}, "temperature"),
-        ({"temperature": float("nan")}, "temperature"),
-        ({"top_p": 0.0}, "top_p"),
-        ({"top_k": -1}, "top_k"),
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"num_samples": 0}, "num_samples"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"temperature": 0.0}, "num_samples"),
-    ],
-)
-def test_bad_sampling_is_refused_by_key(change, key, tokenizer, prompts):
-    with pytest.raises(ConfigError, match=f"rollout.sampling.{key}: got"):
-        engine(tiny("llama"), tokenizer).generate(prompts, replace(SAMPLING, **change))
-
-
-def test_empty_and_repeated_prompts_are_refused(tokenizer, prompts):
-    sampler = engine(tiny("llama"), tokenizer)
-    with pytest.raises(UserError, match="prompt p0: 1 ids name more than one"):
-        sampler.generate([prompts[0], prompts[0]], SAMPLING)
-    with pytest.raises(UserError, match="prompt void: no tokens"):
-        sampler.generate([EncodedPrompt("void", "", ())], SAMPLING)
-    assert sampler.generate([], SAMPLING) == []
 
 
 def test_draw_follows_the_distribution():
@@ -261,41 +221,13 @@ def test_min_p_keeps_what_transformers_keeps():
         assert torch.equal(filtered(logits, top_k=0, top_p=1.0, min_p=min_p), expected)
 
 
-def test_a_stop_text_ends_its_own_row_alone(tokenizer, prompts):
-    sampler = engine(tiny("llama"), tokenizer)
-    free = sampler.generate(prompts, SAMPLING)
-    word = free[0].completion.split()[1][:3]
-    stopped = sampler.generate(prompts, replace(SAMPLING, stop=[word]))
-    for one, other in zip(free, stopped, strict=True):
-        assert one.completion_ids[: len(other.completion_ids)] == other.completion_ids
-        if word in one.completion:
-            assert other.finish_reason == "stop"
-            assert other.completion.index(word) + len(word) > len(other.completion) - 12
-            assert word not in tokenizer.decode(other.completion_ids[:-1])
-        else:
-            assert other.completion_ids == one.completion_ids
-    assert word in stopped[0].completion
-    assert len(stopped[0].completion_ids) < len(free[0].completion_ids)
-
-
-def test_a_bad_word_is_never_written(tokenizer, prompts):
-    sampler = engine(tiny("llama"), tokenizer)
-    many = replace(SAMPLING, num_samples=8)
-    written = [token for rollout in sampler.generate(prompts, many) for token in rollout.completion_ids]
-    counts = Counter(tokenizer.convert_ids_to_tokens(written))
-    word = next(token for token, _ in counts.most_common() if token and token.isalpha())
-    banned = tokenizer(word, add_special_tokens=False)["input_ids"]
-    rollouts = sampler.generate(prompts, replace(many, bad_words=[word]))
-    for rollout in rollouts:
-        ids = rollout.completion_ids
-        assert not any(list(ids[at : at + len(banned)]) == banned for at in range(len(ids)))
-
-
 def test_only_the_models_own_distribution_is_plain():
-    assert plain(SAMPLING)
+    assert draws_from_own_distribution(SAMPLING)
     changes = ({"temperature": 0.9}, {"top_p": 0.9}, {"top_k": 9}, {"min_p": 0.1}, {"bad_words": ["x"]})
-    assert not any(plain(replace(SAMPLING, **change)) for change in changes)
-    assert plain(replace(SAMPLING, stop=["x"])), "a text that ends a completion changes no token's probability"
+    assert not any(draws_from_own_distribution(replace(SAMPLING, **change)) for change in changes)
+    assert draws_from_own_distribution(replace(SAMPLING, stop=["x"])), (
+        "a text that ends a completion changes no token's probability"
+    )
 
 
 def test_prompts_of_a_batch_leave_fillers_out():
@@ -337,3 +269,13 @@ def test_a_peft_model_samples_with_its_adapter(tokenizer, prompts):
     assert tokens(sampler.generate(prompts, SAMPLING)) != plain_tokens
     with adapted.disable_adapter():
         assert tokens(sampler.generate(prompts, SAMPLING)) == plain_tokens
+
+
+@pytest.mark.parametrize(
+    "stays", [[True] * 4, [False, True, True, True], [True, False, True, False, True], [True, False]]
+)
+def test_of_the_rows_that_stay_only_as_many_move_as_others_left_gaps(stays):
+    kept = closed_up(torch.tensor(stays)).tolist()
+    assert sorted(kept) == [row for row, stay in enumerate(stays) if stay]
+    gaps = stays[: len(kept)].count(False)
+    assert sum(row != place for place, row in enumerate(kept)) == gaps

@@ -1,11 +1,11 @@
-"""What a sandboxed program may use, and what became of it."""
+"""What a sandboxed program may use, what became of it, and that there is no sandbox for it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from alignment.utils.errors import ConfigError
+from alignment.utils.errors import ConfigError, UserError
 
 SMALLEST = {"memory_bytes": 64 * 2**20, "output_bytes": 1024, "tmp_bytes": 64 * 1024}
 """Below this the interpreter itself does not start, or has nowhere to write."""
@@ -40,6 +40,10 @@ class Limits:
                 raise ConfigError(f"reward.limits.{field.name}", got=value, expected=expected)
 
 
+class SandboxError(UserError):
+    """There is no sandbox, or it could not be built."""
+
+
 Status = Literal["ok", "error", "timeout", "memory", "output", "killed"]
 
 
@@ -54,10 +58,8 @@ class Outcome:
             uncaught ``MemoryError``. ``output``: it wrote too much. ``killed``: by any other signal.
         stdout: What it wrote, at most ``output_bytes``; bytes that are no UTF-8 are replaced.
         stderr: Likewise.
-        seconds: Wall time.
     """
 
     status: Status
     stdout: str
     stderr: str
-    seconds: float

@@ -19,8 +19,7 @@ from pathlib import Path
 from alignment.rewards.sandbox import backend as backends
 from alignment.rewards.sandbox import confine
 from alignment.rewards.sandbox.backend import BACKENDS, Backend, Fds
-from alignment.rewards.sandbox.limits import Limits, Outcome, Status
-from alignment.utils.errors import UserError
+from alignment.rewards.sandbox.limits import Limits, Outcome, SandboxError, Status
 
 START_SECONDS = 20
 """To build a sandbox; it takes some hundredths of a second where the machine is not overloaded."""
@@ -53,10 +52,6 @@ except PermissionError:
     print("contained", flush=True)
 os._exit(0)
 """
-
-
-class SandboxError(UserError):
-    """There is no sandbox, or it could not be built."""
 
 
 def run_python(program: str, *, stdin: str = "", limits: Limits) -> Outcome:
@@ -107,28 +102,24 @@ def run_pair_in(
         return one, two
 
 
-@cache
-def _probed() -> tuple[Backend | None, str]:
-    reasons = [f"{backend.name}: {why_not(backend)}" for backend in BACKENDS]
-    working = [backend for backend in BACKENDS if why_not(backend) is None]
-    return (working[0] if working else None), "; ".join(reasons)
-
-
 def find_backend() -> Backend:
-    """The first backend that has been seen to hold, tried once in each process.
+    """The first backend that is seen to hold; each is tried once in a process, and none behind the first that holds.
 
     Raises:
         SandboxError: There is none.
     """
-    found, reasons = _probed()
-    if found is None:
-        raise SandboxError(
-            "programs that a model wrote run in a sandbox or not at all, and none works here "
-            f"({reasons}). Install bubblewrap (apt install bubblewrap, dnf install bubblewrap), or allow this user "
-            "namespaces (sysctl user.max_user_namespaces; in a container: --security-opt seccomp=unconfined, "
-            "or --cap-add SYS_ADMIN for root)"
-        )
-    return found
+    reasons: list[str] = []
+    for backend in BACKENDS:
+        reason = why_not(backend)
+        if reason is None:
+            return backend
+        reasons.append(f"{backend.name}: {reason}")
+    raise SandboxError(
+        "programs that a model wrote run in a sandbox or not at all, and none works here "
+        f"({'; '.join(reasons)}). Install bubblewrap (apt install bubblewrap, dnf install bubblewrap), or allow this "
+        "user namespaces (sysctl user.max_user_namespaces; in a container: --security-opt seccomp=unconfined, "
+        "or --cap-add SYS_ADMIN for root)"
+    )
 
 
 @cache
@@ -204,7 +195,7 @@ class _Process:
 
     def outcome(self, limits: Limits) -> Outcome:
         stdout, stderr = (text.decode(errors="replace") for text in self.output.values())
-        return Outcome(self.stopped or self._status(stderr, limits), stdout, stderr, self.seconds)
+        return Outcome(self.stopped or self._status(stderr, limits), stdout, stderr)
 
     def _status(self, stderr: str, limits: Limits) -> Status:
         code = self.launcher.returncode
