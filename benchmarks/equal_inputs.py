@@ -61,7 +61,7 @@ def save_model(
     """
     torch.manual_seed(seed)
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    described = AutoConfig.for_model(architecture, **ids, **config, **({"num_labels": 1} if judge else {}))
+    described = AutoConfig.for_model(architecture, **(ids | config), **({"num_labels": 1} if judge else {}))
     kind: Any = AutoModelForSequenceClassification if judge else AutoModelForCausalLM
     with torch.device(device):
         model = kind.from_config(described, dtype=dtype)
@@ -107,6 +107,48 @@ def write_singles(path: Path, *, lengths: Sequence[PairLengths], vocab_size: int
         for pair, side in zip(pairs, ["chosen", "rejected"] * len(lengths), strict=True)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def save_endless_model(folder: Path, *, architecture: str, config: dict[str, Any], seed: int) -> None:
+    """Saves a model that is asked for an end of sequence after every token and can never write one.
+
+    The end of sequence is a token that the tokenizer has and the head has not: completions are all as long as they may
+    be, without anything in the way of sampling that another system would do in another way.
+
+    Args:
+        folder: To make.
+        architecture: As transformers calls it.
+        config: Of that architecture.
+        seed: Of the weights.
+    """
+    beyond = config["vocab_size"]
+    save_model(folder, architecture=architecture, config=config | {"eos_token_id": beyond}, seed=seed)
+    tokenizer = word_tokenizer(beyond + 1)
+    tokenizer.eos_token = f"w{beyond}"
+    tokenizer.save_pretrained(folder)
+
+
+def write_prompts(path: Path, *, steps: int, prompts: int, tokens: int, vocab_size: int, seed: int) -> None:
+    """Writes a line a prompt: ``prompt``, words that are so many tokens with their BOS.
+
+    Args:
+        path: A ``.jsonl`` file.
+        steps: Of a run.
+        prompts: Of a step.
+        tokens: Of a prompt.
+        vocab_size: Of the words.
+        seed: Of the words.
+    """
+    draw = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(steps * prompts):
+            words = [f"w{draw.randrange(len(SPECIAL), vocab_size)}" for _ in range(tokens - 1)]
+            file.write(json.dumps({"prompt": " ".join(words)}) + "\n")
+
+
+def even_tokens(completion_ids: list[list[int]], **_columns: Any) -> list[float]:
+    """Rewards a completion with the number of its tokens whose ids are even; called alike here and by TRL."""
+    return [float(sum(token % 2 == 0 for token in ids)) for ids in completion_ids]
 
 
 def hh_lengths(path: Path, count_tokens: Callable[[str], int]) -> tuple[PairLengths, ...]:

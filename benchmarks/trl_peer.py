@@ -32,6 +32,7 @@ PEERS = {
     "CPO": Peer("trl.experimental.cpo", (("chosen_input_ids",), ("rejected_input_ids",))),
     "Reward": Peer("trl", (("chosen_ids",), ("rejected_ids",))),
     "SFT": Peer("trl", (("input_ids",),)),
+    "GRPO": Peer("trl", ()),
 }
 
 

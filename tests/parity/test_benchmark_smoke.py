@@ -15,6 +15,8 @@ pytest.importorskip("trl", reason="the benchmarks need the extra `peers`: pip in
 
 import beta_sweep
 import growth
+import grpo_run
+import grpo_step
 import overhead
 import prefix_sharing
 import suite
@@ -91,7 +93,7 @@ def test_unequal_work_is_refused(changes, message):
 
 def test_the_parents_import_nothing_heavy():
     """A child's peak memory begins with its parent's."""
-    modules = "training_step, overhead, growth, beta_sweep"
+    modules = "training_step, overhead, growth, beta_sweep, grpo_step"
     check = f"import sys, {modules}; assert not {{'torch', 'numpy', 'transformers', 'matplotlib'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], cwd=FOLDER, check=True)
 
@@ -238,6 +240,70 @@ def test_growth_measures_each_axis(call, monkeypatch):
         rows = page.partition(f"| {axis.title} |")[2].partition("\n\n")[0]
         assert all(f"| {value} | {row} |" in rows for value in axis.values for row in ("TRL", "ours", "ours, packed"))
     assert "(growth.png)" in page
+
+
+@pytest.mark.slow
+def test_grpo_step_compares_equal_work(call, monkeypatch):
+    def grpo_here(script: str, job: dict) -> dict:
+        assert script == Path(grpo_run.__file__).name
+        # What a run changes for itself.
+        monkeypatch.setenv("ALIGNMENT_ALLOW_TARGETS", "")
+        monkeypatch.setattr("trl.trainer.utils._use_triton", lambda device: False)
+        got = grpo_run.SYSTEMS[job["system"]](json.loads(json.dumps(job)))
+        got |= {"peak_bytes": training_step_run.peak_bytes(job["device"]), "threads": 1, "load_before": 0.0}
+        return json.loads(json.dumps(got))
+
+    monkeypatch.setattr(grpo_step, "child", grpo_here)
+    monkeypatch.setattr(grpo_run, "STREAM_BYTES", 2**22)
+    asked = ["--quick", "--repetitions", "1", "--prompts", "2", "--passes", "1", "--steps", "1", "--no-uneven"]
+    result, page = call(grpo_step, *asked, "--cells", "8,6", "6,9")
+    assert list(result["cells"]) == ["8, 6", "6, 9"]
+    for found in result["cells"].values():
+        rows = {run["row"]: run for run in found["runs"]}
+        assert list(rows) == ["TRL, 8 a pass", "changed TRL, head on completions only, 8 a pass", "ours, 8 a pass"]
+        assert len({run["digest"] for run in rows.values()}) == 1
+        for run in rows.values():
+            (step,), (write,), (update,) = (run[f"{what}_seconds"] for what in ("step", "write", "update"))
+            assert 0 < write < step > update > 0
+        norms = found["equal_work"]
+        assert list(norms["ours"]) == list(norms["trl"]) == ["1", "2"]
+        assert norms["ours"] == pytest.approx(norms["trl"], rel=1e-3)
+        assert {run["row"] for run in found["decode"]} == set(grpo_step.ENGINES[:2])
+    assert page.count("| changed TRL, head on completions only |") == 2
+
+
+def test_grpo_step_refuses_other_prompts_and_other_gradients(monkeypatch, tmp_path):
+    one = {"row": "TRL", "digest": "a"}
+    grpo_step.check_equal_work([one, one | {"row": "ours"}])
+    with pytest.raises(RuntimeError, match="had other prompts"):
+        grpo_step.check_equal_work([one, one | {"row": "ours", "digest": "b"}])
+    norms = {"ours": {"1": 2.0}, "trl": {"1": 2.01}}
+    monkeypatch.setattr(grpo_step, "child", lambda _, job: {"gradient_norms": norms[job["system"]]})
+    (tmp_path / "prompts.jsonl").write_text("", "utf-8")
+    job = {"dtype": "float32", "prompts": 1, "records": str(tmp_path / "prompts.jsonl")}
+    assert grpo_step.check_equal_updates(job, tmp_path) == norms
+    for its in ({"1": 2.03}, {"1": float("nan")}, {"2": 2.0}, {}):
+        norms["trl"] = its
+        with pytest.raises(RuntimeError, match="gradients' norms"):
+            grpo_step.check_equal_updates(job, tmp_path)
+    norms |= {"ours": {"1": 0.0}, "trl": {"1": 0.0}}
+    with pytest.raises(RuntimeError, match="gradients' norms"):
+        grpo_step.check_equal_updates(job, tmp_path)
+
+
+def test_the_bound_of_decoding_by_hand():
+    """Two layers of 32, four heads of which two have keys: 16 numbers a token, layer and kind."""
+    config = llama(32, 2, 4, 2, 64, 128)
+    weights = grpo_step.parameters(config)
+    assert weights == sum(p.numel() for p in LlamaForCausalLM(LlamaConfig(**config)).parameters())
+    sizes = {"rows": 3, "prompt": 10, "completion": 4, "bytes_a_number": 4}
+    # Steps 2, 3, 4 see 11, 12, 13 tokens: 12 on average, with 2 x 2 x 16 numbers each.
+    read = 4 * (weights + 3 * 12 * 64)
+    done = 3 * (2 * weights + 4 * 2 * 32 * 12)
+    slow_memory = grpo_step.decode_bound(config, **sizes, bytes_per_second=read, operations_per_second=1e3 * done)
+    assert (slow_memory.by, slow_memory.tokens_per_second) == ("memory", pytest.approx(3))
+    slow_products = grpo_step.decode_bound(config, **sizes, bytes_per_second=1e3 * read, operations_per_second=2 * done)
+    assert (slow_products.by, slow_products.tokens_per_second) == ("arithmetic", pytest.approx(6))
 
 
 def test_growth_draws(tmp_path):
