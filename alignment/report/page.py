@@ -20,7 +20,7 @@ from alignment.report.format import fixed, plural
 from alignment.report.names import data_of, hardware_of, method_of, model_of, reward_of, same_everywhere
 from alignment.report.notices import notices
 from alignment.report.read import Run
-from alignment.report.samples import before_after
+from alignment.report.samples import before_after, messages
 from alignment.report.summary import GroupRow, Summary, group_rows, summarise
 from alignment.report.tables import (
     budget_table,
@@ -72,7 +72,13 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"visible": visible, "log_text": log_text, "fixed": fixed, "plural": plural}
+    environment.filters |= {
+        "visible": visible,
+        "log_text": log_text,
+        "fixed": fixed,
+        "plural": plural,
+        "messages": messages,
+    }
     return environment.get_template("page.html.j2").render(
         **_context(page, summaries, comparison),
         figures=figures,
@@ -125,6 +131,7 @@ def _context(page: Page, summaries: list[Summary], comparison: Comparison) -> di
         "num_runs": len(runs),
         "has_seeds": any(row.num_seeds > 1 for row in groups),
         "samples": samples,
+        "rollouts": [(label, run.stages) for run, label in zip(runs, comparison.labels, strict=True) if run.stages],
         "differing": differing_table(comparison, summaries) if len(runs) > 1 else None,
         "config_run": configured.name if configured else "",
         "config_text": yaml.safe_dump(configured.config, sort_keys=False, allow_unicode=True) if configured else "",
@@ -156,14 +163,22 @@ def _sampling(run: Run) -> str:
     sampling = rollout.get("sampling") if isinstance(rollout, dict) else None
     if not isinstance(sampling, dict):
         return ""
-    top_p, top_k = sampling.get("top_p"), sampling.get("top_k")
+    top_p, top_k, min_p = sampling.get("top_p"), sampling.get("top_k"), sampling.get("min_p")
+    stop, bad_words = sampling.get("stop"), sampling.get("bad_words")
     parts = [
         f"temperature {sampling.get('temperature')}",
         f"top-p {top_p}" if top_p not in (None, 1, 1.0) else "",
         f"top-k {top_k}" if top_k else "",
+        f"min-p {min_p}" if min_p else "",
+        f"stops at {_quoted(stop)}" if stop else "",
+        f"never {_quoted(bad_words)}" if bad_words else "",
         f"at most {sampling.get('max_new_tokens')} tokens",
     ]
     return ", ".join(filter(None, parts))
+
+
+def _quoted(texts: list[Any]) -> str:
+    return " or ".join(json.dumps(text, ensure_ascii=False) for text in texts)
 
 
 def _legend(comparison: Comparison) -> list[Group]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,14 @@ from typing import Any
 
 import yaml
 
+from alignment.report.rollouts import Stage, read_stages
+from alignment.report.values import numbers, real, shorten, whole
+
 VERSION = re.compile(r"version_(\d+)")
 SAMPLES = re.compile(r"step=(\d+)\.jsonl")
 NOT_METRICS = ("step", "epoch")
 LOG_TAIL_LINES = 30
 LOG_TAIL_BYTES = 32_768
-MAX_PROBLEMS_PER_FILE = 3
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Run:
         num_versions: How many times the run was started (metrics/version_0, version_1, ...).
         evaluations: In the order of their steps.
         samples: Step to samples, for the first and the last step that have any.
+        stages: What an online method learnt from, at the beginning, in the middle and at the end.
         warnings: In the order in which they were written.
         log_tail: The last lines of train.log.
         error_tail: The last lines of error.log, the traceback of a failed run.
@@ -97,6 +99,7 @@ class Run:
     num_versions: int
     evaluations: list[Evaluation]
     samples: dict[int, list[Sample]]
+    stages: list[Stage]
     warnings: list[MonitorWarning]
     log_tail: str
     error_tail: str
@@ -120,6 +123,7 @@ def read_run(path: Path, *, name: str) -> Run:
         num_versions=num_versions,
         evaluations=read_evaluations(path / "evaluations.jsonl", problems),
         samples=read_samples(path / "samples", problems),
+        stages=read_stages(path / "rollouts", problems),
         warnings=read_warnings(path / "warnings.jsonl", problems),
         log_tail=read_log_tail(path / "train.log"),
         error_tail=read_log_tail(path / "error.log"),
@@ -214,7 +218,7 @@ def _read_metrics_csv(path: Path, shown: str, problems: list[str]) -> dict[str, 
                 continue
             for name, value in values:
                 metrics.setdefault(name, {})[step] = value
-    problems.extend(_shorten(bad))
+    problems.extend(shorten(bad))
     return metrics
 
 
@@ -237,7 +241,7 @@ def read_jsonl(path: Path, shown: str, problems: list[str]) -> list[tuple[int, d
                 good.append((number, value))
             else:
                 bad.append(f"{shown}:{number}: {type(value).__name__}, expected an object; the line is left out")
-    problems.extend(_shorten(bad))
+    problems.extend(shorten(bad))
     return good
 
 
@@ -294,11 +298,7 @@ def _sample(line: dict[str, Any]) -> Sample:
         num_tokens=whole(line.get("num_tokens")),
         kl_nats=real(line.get("kl_nats")),
         reward=real(total),
-        components={
-            str(name): number
-            for name, value in (components if isinstance(components, dict) else {}).items()
-            if (number := real(value)) is not None
-        },
+        components=numbers(components),
     )
 
 
@@ -325,22 +325,3 @@ def last_written(path: Path) -> float:
     growing = ("manifest.json", "train.log", "evaluations.jsonl", "warnings.jsonl")
     files = [path / name for name in growing] + list(path.glob("metrics/version_*/*.csv"))
     return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
-
-
-def real(value: object) -> float | None:
-    """Returns a number as a float (NaN and infinities too), or ``None`` for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value)
-
-
-def whole(value: object) -> int | None:
-    """Returns a finite number as an int, or ``None`` for anything else."""
-    number = real(value)
-    return int(number) if number is not None and math.isfinite(number) else None
-
-
-def _shorten(bad: list[str]) -> list[str]:
-    if len(bad) <= MAX_PROBLEMS_PER_FILE:
-        return bad
-    return [*bad[: MAX_PROBLEMS_PER_FILE - 1], f"{bad[-1]} ({len(bad)} such lines in all)"]
