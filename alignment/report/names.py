@@ -48,8 +48,26 @@ def hardware_of(run: Run) -> str:
 
 
 def reward_of(run: Run) -> str:
-    """Returns the reward's name in words: ``GoldReward`` becomes ``Gold reward``."""
-    name = class_name(run.config.get("reward"))
+    """Returns the name in words of the run's reward: ``GoldReward`` becomes ``Gold reward``."""
+    return _in_words(run.config.get("reward"))
+
+
+def guard_of(run: Run) -> str:
+    """Returns the name of the reward that judges fresh samples: the run's, or one that nothing is trained on."""
+    own = own_guard(run)
+    return _in_words(own) if own else reward_of(run)
+
+
+def own_guard(run: Run) -> Any:
+    """Returns the node of the reward that judges fresh samples alone; ``None`` without one."""
+    callbacks = run.config.get("callbacks")
+    fresh = callbacks.get("fresh_samples") if isinstance(callbacks, dict) else None
+    own = fresh.get("reward") if isinstance(fresh, dict) else None
+    return None if own == run.config.get("reward") else own
+
+
+def _in_words(node: Any) -> str:
+    name = class_name(node)
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).split()
     if not words:
         return "Reward"

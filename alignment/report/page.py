@@ -17,7 +17,16 @@ from alignment.report.colors import group_colors
 from alignment.report.compare import Comparison, Group, compare
 from alignment.report.figures import Figure, curve_panels, drawn_runs, fresh_panels, frontier
 from alignment.report.format import fixed, plural
-from alignment.report.names import data_of, hardware_of, method_of, model_of, reward_of, same_everywhere
+from alignment.report.names import (
+    data_of,
+    guard_of,
+    hardware_of,
+    method_of,
+    model_of,
+    own_guard,
+    reward_of,
+    same_everywhere,
+)
 from alignment.report.notices import notices
 from alignment.report.read import Run
 from alignment.report.samples import before_after, messages
@@ -152,6 +161,7 @@ def _header_facts(runs: list[Run]) -> list[tuple[str, str]]:
         ("Model", same_everywhere([model_of(run) for run in runs])),
         ("Data", same_everywhere([data_of(run) for run in runs])),
         ("Reward", same_everywhere([reward_of(run) for run in runs if run.config.get("reward")])),
+        ("Fresh samples' reward", same_everywhere([guard_of(run) for run in runs if own_guard(run)])),
         ("Sampling", same_everywhere([_sampling(run) for run in runs])),
         ("Hardware", same_everywhere([hardware_of(run) for run in runs])),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alignment.report.compare import Comparison
 from alignment.report.format import bounds, decimals_for, fixed, listing, plural
-from alignment.report.names import is_judge, method_of, model_of, reward_of, section
+from alignment.report.names import guard_of, is_judge, method_of, model_of, section
 from alignment.report.read import Interval
 from alignment.report.summary import GAIN, KL, REWARD, GroupRow, Summary
 
@@ -51,7 +51,7 @@ def headline(summaries: list[Summary], groups: list[GroupRow], labels: list[str]
 def single_run_sentence(summary: Summary) -> str:
     """Returns what the reward did from the start to the last evaluation."""
     start, final = summary.start_metric(REWARD), summary.final_metric(REWARD)
-    what = f"{reward_of(summary.run)}{_on_prompts(summary)}"
+    what = f"{guard_of(summary.run)}{_on_prompts(summary)}"
     decimals = decimals_for([start, final])
     if final is None and start is None:
         return _judge_sentence(summary) or "No reward was measured on fresh samples, so there is no result to state."

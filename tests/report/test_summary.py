@@ -136,6 +136,13 @@ class TestWords:
             "at 9.8 nats from the start, after 50 updates."
         )
 
+    def test_the_sentence_names_the_reward_that_judged_fresh_samples(self, tmp_path):
+        """Not the one that was trained on: a guard may fall while that rises."""
+        guard = {"fresh_samples": {"reward": {"_target_": "alignment.rewards.vader.VaderReward"}}}
+        folder = write_run(tmp_path / "run", callbacks=guard)
+        with_rewards(folder, interval(0.31, 0.03), interval(0.74, 0.04))
+        assert single_run_sentence(summary_of(folder)).startswith("Vader reward on 128 held-out prompts rose from 0.310")
+
     @pytest.mark.parametrize(
         ("start", "final", "gain", "expected"),
         [
