@@ -15,7 +15,6 @@ pytest.importorskip("trl", reason="the benchmarks need the extra `peers`: pip in
 
 import beta_sweep
 import growth
-import grpo_run
 import grpo_step
 import overhead
 import prefix_sharing
@@ -243,21 +242,11 @@ def test_growth_measures_each_axis(call, monkeypatch):
 
 
 @pytest.mark.slow
-def test_grpo_step_compares_equal_work(call, monkeypatch):
-    def grpo_here(script: str, job: dict) -> dict:
-        assert script == Path(grpo_run.__file__).name
-        # What a run changes for itself.
-        monkeypatch.setenv("ALIGNMENT_ALLOW_TARGETS", "")
-        monkeypatch.setattr("trl.trainer.utils._use_triton", lambda device: False)
-        got = grpo_run.SYSTEMS[job["system"]](json.loads(json.dumps(job)))
-        got |= {"peak_bytes": training_step_run.peak_bytes(job["device"]), "threads": 1, "load_before": 0.0}
-        return json.loads(json.dumps(got))
-
-    monkeypatch.setattr(grpo_step, "child", grpo_here)
-    monkeypatch.setattr(grpo_run, "STREAM_BYTES", 2**22)
+def test_grpo_step_compares_equal_work(call):
+    """In processes of their own, as it really runs: TRL's trainer leaves its marks on the one that it was in."""
     asked = ["--quick", "--repetitions", "1", "--prompts", "2", "--passes", "1", "--steps", "1", "--no-uneven"]
-    result, page = call(grpo_step, *asked, "--cells", "8,6", "6,9")
-    assert list(result["cells"]) == ["8, 6", "6, 9"]
+    result, page = call(grpo_step, *asked, "--cells", "6,9")
+    assert list(result["cells"]) == ["6, 9"]
     for found in result["cells"].values():
         rows = {run["row"]: run for run in found["runs"]}
         assert list(rows) == ["TRL, 8 a pass", "changed TRL, head on completions only, 8 a pass", "ours, 8 a pass"]
@@ -269,7 +258,7 @@ def test_grpo_step_compares_equal_work(call, monkeypatch):
         assert list(norms["ours"]) == list(norms["trl"]) == ["1", "2"]
         assert norms["ours"] == pytest.approx(norms["trl"], rel=1e-3)
         assert {run["row"] for run in found["decode"]} == set(grpo_step.ENGINES[:2])
-    assert page.count("| changed TRL, head on completions only |") == 2
+    assert page.count("| changed TRL, head on completions only |") == 1
 
 
 def test_grpo_step_refuses_other_prompts_and_other_gradients(monkeypatch, tmp_path):

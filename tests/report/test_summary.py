@@ -141,7 +141,9 @@ class TestWords:
         guard = {"fresh_samples": {"reward": {"_target_": "alignment.rewards.vader.VaderReward"}}}
         folder = write_run(tmp_path / "run", callbacks=guard)
         with_rewards(folder, interval(0.31, 0.03), interval(0.74, 0.04))
-        assert single_run_sentence(summary_of(folder)).startswith("Vader reward on 128 held-out prompts rose from 0.310")
+        assert single_run_sentence(summary_of(folder)).startswith(
+            "Vader reward on 128 held-out prompts rose from 0.310"
+        )
 
     @pytest.mark.parametrize(
         ("start", "final", "gain", "expected"),
