@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from online_tester import ONLINE
 
 from alignment.config.rules import check_rules
@@ -37,6 +38,12 @@ OPTIONS = {
     "padded rows": ("model.layout=padded",),
     "packed rows": ("model.layout=packed",),
 }
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """What a process has compiled decides which shapes torch takes for dynamic next: each test begins without it."""
+    torch.compiler.reset()
 
 
 def losses(tmp_path, name: str, *overrides: str) -> dict[int, dict[str, float]]:
