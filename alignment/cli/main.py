@@ -34,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _USAGE
     verb, rest = arguments[0], arguments[1:]
     if verb in _HELP:
-        print(main_help())
-        return 0
+        return _show(main_help())
     if verb == "--version":
         return _print_version()
     if verb == "--completion" or verb in ("-sc", "--shell-completion"):
@@ -47,9 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: align has no verb '{verb}': {hint}", file=sys.stderr)
         return _USAGE
     if any(argument in _HELP for argument in rest):
-        print(verb_help(verb))
-        return 0
+        return _show(verb_help(verb))
     return _run(verb, rest)
+
+
+def _show(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The reader, a pager or `head`, has seen enough. Python would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _run(verb: str, rest: list[str]) -> int:

@@ -96,3 +96,15 @@ def test_examples_of_the_help_are_valid() -> None:
             if request.multirun:
                 continue
             validate(task_config(compose(verb, request.overrides)), verb)
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help")])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments: tuple[str, ...]) -> None:
+    """As in ``align train --help | head``."""
+    command = [sys.executable, "-m", "alignment.cli.main", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (0, b"")
