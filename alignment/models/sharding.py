@@ -43,11 +43,15 @@ def shard(model: Module, mesh: DeviceMesh) -> Module:
     return model
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Says whether the model's weights are shared out over ranks, also while they are gathered."""
+    return bool(_sharded_parts(model))
+
+
 def to_shards(model: nn.Module) -> None:
     """Frees what a sharded model has gathered; the root stays gathered after a forward without a backward pass."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    for part in _sharded_parts(model):
+        part.reshard()
 
 
 @contextmanager
@@ -57,7 +61,7 @@ def whole(model: nn.Module) -> Iterator[None]:
     Generation calls parts of the model, and a different number of times on each rank; with weights in
     shards the ranks would wait for each other forever. Does nothing for a model that is not sharded.
     """
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    parts = _sharded_parts(model)
     if parts:
         # Generation enters below the root; FSDP2 would take the first block that it meets for a root of its own.
         fully_shard.state(model)._lazy_init()  # type: ignore[attr-defined]
@@ -72,6 +76,10 @@ def whole(model: nn.Module) -> Iterator[None]:
             part.reshard()
         if parts:
             _forget_forwards(model)
+
+
+def _sharded_parts(model: nn.Module) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def _forget_forwards(model: nn.Module) -> None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import distributed as dist
-from torch.distributed.tensor import DTensor
 
 from alignment.models.logprob_model import LogprobModel
+from alignment.models.sharding import is_sharded
 from alignment.rollout.engine import EngineBuilder, TokenPrompt
 from alignment.rollout.experience import rollout_from
 from alignment.types import Rollout, Sampling
@@ -47,7 +47,7 @@ class Ahead:
         tokenizer: PreTrainedTokenizerBase,
         precision: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        if any(isinstance(weight, DTensor) for weight in policy.parameters()):
+        if is_sharded(policy):
             hint = "each rank keeps a whole copy of the policy: use hardware=ddp, or write and train in turn"
             raise ConfigError("method.rollouts.one_step_off", got=True, expected="false with FSDP2", hint=hint)
         self._policy = policy

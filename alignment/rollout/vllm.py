@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import FSDPModule
 
 from alignment.data.encoding import tokenizer_hash
 from alignment.models.logprob_model import LogprobModel
+from alignment.models.sharding import is_sharded
 from alignment.rollout.engine import TokenPrompt, check_prompts, check_sampling, evaluating
 from alignment.rollout.hand_over import weights_name
 from alignment.rollout.hf import completion_text, context_tokens, end_of_sequence_ids
@@ -51,11 +51,10 @@ class SyncedEngine(ABC):
         self.model = model
         self.tokenizer = tokenizer
         num_processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        is_sharded = any(isinstance(module, FSDPModule) for module in model.modules())
-        if num_processes > 1 or is_sharded:
+        if num_processes > 1 or is_sharded(model):
             raise ConfigError(
                 "rollout",
-                got=f"vLLM, while {num_processes} processes train{' a sharded policy' if is_sharded else ''}",
+                got=f"vLLM, while {num_processes} processes train{' a sharded policy' if is_sharded(model) else ''}",
                 expected="one process with the whole policy (hardware=cpu or single_gpu)",
                 hint="Use rollout=hf with hardware=ddp or fsdp",
             )
