@@ -145,7 +145,7 @@ class OnlineMethod(TermsMethod):
                 break
         if experience is None or not experience.num_groups:
             return None
-        self._write_ahead(prompts.peek() if self.ahead else None, number + 1)
+        self._write_ahead(prompts, number + 1)
         experience = self.advantages(experience)
         self.rollout_log.add(value_metrics(experience), device=self.device)
         self._adapt(experience)
@@ -315,9 +315,9 @@ class OnlineMethod(TermsMethod):
             is_learnt = ~experience.truncated
         return replace(experience, rewards=rewards, weights=is_learnt.float())
 
-    def _write_ahead(self, batch: PromptBatch | None, number: int) -> None:
-        """Begins to write what the next experience is made of, if there are prompts for it."""
-        if self.ahead is not None and batch is not None:
+    def _write_ahead(self, prompts: Peekable, number: int) -> None:
+        """Begins to write what the next experience is made of, where that is wanted and there are prompts for it."""
+        if self.ahead is not None and (batch := prompts.peek()) is not None:
             self.ahead.start(encoded_prompts(batch), self._sampling(number, 0))
 
     def _sampling(self, number: int, attempt: int) -> Sampling:
