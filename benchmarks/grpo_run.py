@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from step_clock import now
-from training_step_run import CLIP, LEARNING_RATE, NO_LIMIT, SEED, main, resident_bytes
+from training_step_run import CLIP, LEARNING_RATE, SEED, clocked_run, main, resident_bytes, short_config
 
 #: Bytes that are read to measure how fast memory is: many times what a cache holds.
 STREAM_BYTES = 2**30
@@ -41,72 +41,22 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
 
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     """Runs this project as ``align train`` does, with a clock among the callbacks."""
-    import csv
-
-    from omegaconf import OmegaConf
     from transformers import LlamaForCausalLM  # noqa: F401  (a library of both: not part of what a run adds)
 
     from alignment.methods.grpo import GRPO  # noqa: F401
-    from alignment.pipeline.train import run
 
     os.environ["ALIGNMENT_ALLOW_TARGETS"] = "equal_inputs"
-    folder = Path(job["folder"])
-    cfg = our_config(job)
-    clock = {"_target_": "rollout_clock.LightningRolloutClock", "path": str(folder / "clock.json")}
-    OmegaConf.update(cfg, "callbacks.clock", clock, force_add=True)
-    before = resident_bytes()
-    run(cfg, folder / "run", [])
-    with next((folder / "run" / "metrics").glob("*/metrics.csv")).open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("train/optim/grad_norm")]
-    manifest = json.loads((folder / "run" / "manifest.json").read_text(encoding="utf-8"))
-    return json.loads((folder / "clock.json").read_text(encoding="utf-8")) | {
-        "losses": {row["step"]: float(row["train/loss/total"]) for row in rows},
-        "gradient_norms": {row["step"]: float(row["train/optim/grad_norm"]) for row in rows},
-        "resident_before": before,
-        "parameters": manifest["model"]["parameters"],
-    }
-
-
-def our_config(job: dict[str, Any]) -> Any:
-    """Returns the configuration of a run: this project's defaults, and what makes it short, quiet and repeatable."""
-    from alignment.config.compose import compose, task_config
-
-    on_gpu = ["hardware=single_gpu", "hardware.precision=32-true"] if job["device"] == "cuda" else []
-    return task_config(
-        compose(
-            "train",
-            [
-                "method=grpo",
-                "method/kl=none",
-                "reference=none",
-                f"method.rollouts.group_size={job['group']}",
-                "model=pretrained",
-                f"model.path={job['model']}",
-                f"model.dtype={job['dtype']}",
-                "data=jsonl",
-                f"data.train.path={job['records']}",
-                "data.validation_size=0",
-                f"data.batch_size={job['prompts']}",
-                f"data.micro_batch_size={job['prompts_a_pass']}",
-                f"data.max_length={NO_LIMIT}",
-                "data.max_prompt_length=null",
-                "data.shuffle=false",
-                "reward=callable",
-                "reward.function=equal_inputs.even_tokens",
-                f"rollout.sampling.max_new_tokens={job['completion_tokens']}",
-                *on_gpu,
-                f"optim.lr={LEARNING_RATE}",
-                "optim.fused=true",
-                "schedule.warmup=0",
-                f"trainer.gradient_clip_val={CLIP}",
-                "callbacks.fresh_samples=null",
-                "callbacks.checkpoint=null",
-                "export=null",
-                f"hardware.threads={job['threads'] or 'null'}",
-                f"paths.cache={job['folder']}/cache",
-            ],
-        )
-    )
+    overrides = [
+        "method=grpo",
+        "method/kl=none",
+        "reference=none",
+        f"method.rollouts.group_size={job['group']}",
+        "reward=callable",
+        "reward.function=equal_inputs.even_tokens",
+        f"rollout.sampling.max_new_tokens={job['completion_tokens']}",
+    ]
+    cfg = short_config(job, job["prompts"], job["prompts_a_pass"], overrides)
+    return clocked_run(cfg, Path(job["folder"]), clock="rollout_clock.LightningRolloutClock")
 
 
 def trl(job: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +50,23 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
 
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     """Runs this project as ``align train`` does, with a clock among the callbacks."""
+    return clocked_run(our_config(job), Path(job["folder"]), clock="step_clock.LightningClock")
+
+
+def clocked_run(cfg: Any, folder: Path, *, clock: str) -> dict[str, Any]:
+    """Runs a configuration as ``align train`` does, and returns what the clock and the run itself have measured.
+
+    Args:
+        cfg: The run's configuration.
+        folder: The run goes into ``run`` below it.
+        clock: A callback by its class's path; it writes what it measured as JSON to ``path``.
+    """
     from omegaconf import OmegaConf
 
     from alignment.pipeline.train import run
 
-    folder = Path(job["folder"])
-    cfg = our_config(job)
-    clock = {"_target_": "step_clock.LightningClock", "path": str(folder / "clock.json")}
-    OmegaConf.update(cfg, "callbacks.clock", clock, force_add=True)
+    node = {"_target_": clock, "path": str(folder / "clock.json")}
+    OmegaConf.update(cfg, "callbacks.clock", node, force_add=True)
     before = resident_bytes()
     run(cfg, folder / "run", [])
     measured = json.loads((folder / "clock.json").read_text(encoding="utf-8"))
@@ -76,6 +85,19 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
 
 def our_config(job: dict[str, Any]) -> Any:
     """Returns the configuration of a run: this project's defaults, and what makes it short, quiet and repeatable."""
+    logged = f"trainer.log_every_n_steps={job['log_every']}"
+    return short_config(job, job["batch"], job["batch"], [*job["ours"], logged])
+
+
+def short_config(job: dict[str, Any], batch_size: int, micro_batch_size: int, overrides: Sequence[str]) -> Any:
+    """Returns the configuration of a run on a job's model and records, without what belongs to no step.
+
+    Args:
+        job: The run's.
+        batch_size: Records a step.
+        micro_batch_size: Records a pass.
+        overrides: What else it is.
+    """
     from alignment.config.compose import compose, task_config
 
     on_gpu = ["hardware=single_gpu", "hardware.precision=32-true"] if job["device"] == "cuda" else []
@@ -89,18 +111,17 @@ def our_config(job: dict[str, Any]) -> Any:
                 "data=jsonl",
                 f"data.train.path={job['records']}",
                 "data.validation_size=0",
-                f"data.batch_size={job['batch']}",
-                f"data.micro_batch_size={job['batch']}",
+                f"data.batch_size={batch_size}",
+                f"data.micro_batch_size={micro_batch_size}",
                 f"data.max_length={NO_LIMIT}",
                 "data.max_prompt_length=null",
                 "data.shuffle=false",
                 *on_gpu,
-                *job["ours"],
+                *overrides,
                 f"optim.lr={LEARNING_RATE}",
                 "optim.fused=true",
                 "schedule.warmup=0",
                 f"trainer.gradient_clip_val={CLIP}",
-                f"trainer.log_every_n_steps={job['log_every']}",
                 "callbacks.fresh_samples=null",
                 "callbacks.checkpoint=null",
                 "export=null",
