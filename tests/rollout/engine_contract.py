@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -65,14 +66,14 @@ def tokens(rollouts: Sequence[Rollout]) -> list[tuple[int, ...]]:
     return [rollout.completion_ids for rollout in rollouts]
 
 
-class EngineContract:
+class EngineContract(ABC):
     """Inherit, and say how the engine is made."""
 
     #: Nats a token, between the engine's log-probs and the policy's.
     tolerance: float
 
-    def engine(self, model: LogprobModel) -> RolloutEngine:
-        raise NotImplementedError
+    @abstractmethod
+    def engine(self, model: LogprobModel) -> RolloutEngine: ...
 
     def close(self, token_logps: Sequence[float], expected: torch.Tensor) -> None:
         torch.testing.assert_close(torch.tensor(token_logps), expected, atol=self.tolerance, rtol=0)

@@ -125,8 +125,8 @@ def test_grpo_trains_with_vllm(tmp_path):
         assert rows[step]["train/policy/sampler_mismatch"] == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
-def test_without_vllm_the_extra_is_named():
+def test_without_vllm_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("alignment.rollout.vllm.importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"rollout.engine: got 'vllm'.*pip install 'alignment\[vllm\]'"):
         engine_without_gpu()
 
