@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from numbers import Real
 
-from alignment.rewards.base import Reward
-from alignment.rewards.sandbox.limits import SandboxError
+from alignment.rewards.base import BrokenJudgeError, Reward
 from alignment.types import Rewards, Rollout
 from alignment.utils.errors import ConfigError, UserError
 
@@ -16,6 +15,8 @@ SHOWN_CHARACTERS = 80
 
 ERRORS = "errors"
 """The component that counts failures."""
+
+_NEVER_A_SCORE = (ConfigError, BrokenJudgeError)
 
 
 class BrokenRewardError(UserError):
@@ -46,14 +47,14 @@ def checked_scores(
 
     Raises:
         ConfigError: Whatever ``error_score`` says: a wrong key is no fault of a completion.
-        SandboxError: Likewise: that nothing isolates is none either.
+        BrokenJudgeError: Likewise: that a judge cannot work is none either.
         BlamedError: The reward raised, or returned the wrong number of values, or something that is no finite number.
     """
     if not rollouts:
         return Rewards(total=(), components={})
     try:
         rewards = _scored(reward, rollouts)
-    except (ConfigError, SandboxError):
+    except _NEVER_A_SCORE:
         raise
     except Exception as error:
         if error_score is not None:
@@ -105,7 +106,7 @@ def _one_by_one(reward: Reward, rollouts: Sequence[Rollout], *, error_score: flo
     for rollout in rollouts:
         try:
             found.append(_scored(reward, [rollout]))
-        except (ConfigError, SandboxError):
+        except _NEVER_A_SCORE:
             raise
         except Exception:
             found.append(None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from alignment.rewards.base import BrokenJudgeError
 from alignment.rewards.ifeval_checks import CHECKS, Check
 from alignment.rewards.reading import field_names, record_error
 from alignment.types import Rewards, Rollout
@@ -64,6 +65,8 @@ class IFEvalReward:
         for instruction in instructions:
             try:
                 followed += any(map(instruction.check, spoken))
+            except BrokenJudgeError:
+                raise
             except (UserError, TypeError, ValueError, AttributeError) as error:
                 raise record_error(rollout, reward="ifeval", message=str(error), part=instruction.name) from error
         return followed / len(instructions)

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from alignment.utils.errors import UserError
+from alignment.rewards.base import BrokenJudgeError
 
 Check = Callable[..., bool]
 
@@ -75,12 +75,12 @@ def is_language(text: str, language: str) -> bool:
     """Says whether a text is in a language, named by its ISO 639-1 code.
 
     Raises:
-        UserError: The package ``langdetect`` is not installed.
+        BrokenJudgeError: The package ``langdetect`` is not installed.
     """
     try:
         from langdetect import DetectorFactory, LangDetectException, detect
     except ImportError as error:
-        raise UserError(
+        raise BrokenJudgeError(
             "checking a response's language needs the package langdetect, which is not installed: "
             "pip install 'alignment[ifeval]' (or pip install langdetect)"
         ) from error

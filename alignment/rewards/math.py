@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.rewards.base import BrokenJudgeError
 from alignment.rewards.reading import answer_text, record_error
 from alignment.types import Rewards, Rollout
 from alignment.utils.errors import ConfigError, UserError
@@ -118,7 +119,7 @@ class _Worker:
         )
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
-            raise UserError(
+            raise BrokenJudgeError(
                 f"reward=math: its process ended with {process.wait()}; try {sys.executable} -m math_verify"
             )
         self._process = process

@@ -14,7 +14,6 @@ from alignment.data.records import Stepwise
 from alignment.data.steps import steps_of
 from alignment.data.tokenizer import TokenizerOptions
 from alignment.models.backbone import DType
-from alignment.rewards.errors import BlamedError
 from alignment.rewards.trained import JudgeOptions, TrainedJudge
 from alignment.types import Head, Rewards, Rollout
 from alignment.utils.errors import ConfigError
@@ -80,9 +79,9 @@ class ProcessReward:
         """Scores each completion.
 
         Raises:
-            UserError: The separator has occurred in no completion yet: they are not what this model judges. Once it
-                has, a policy that trains may also write solutions of one step. Or the model cannot be loaded or is no
-                process reward model, or cannot read a completion.
+            ConfigError: The separator has occurred in no completion yet: they are not what this model judges. Once it
+                has, a policy that trains may also write solutions of one step.
+            UserError: The model cannot be loaded or is no process reward model, or cannot read a completion.
         """
         if not rollouts:
             return Rewards(total=(), components={})
@@ -110,10 +109,12 @@ class ProcessReward:
     def _check_separator(self, rollouts: Sequence[Rollout]) -> None:
         self._separator_was_seen |= any(self.separator in rollout.completion for rollout in rollouts)
         if not self._separator_was_seen:
-            raise BlamedError(
-                f"reward.separator={self.separator!r} occurs in none of {len(rollouts)} completions, the first of "
-                f"which begins with {rollouts[0].completion[:40]!r}: set it to what ends a step, or judge answers as a "
-                "whole with reward=model"
+            raise ConfigError(
+                "reward.separator",
+                got=self.separator,
+                expected=f"what ends a step: it occurs in none of {len(rollouts)} completions, the first of which "
+                f"begins with {rollouts[0].completion[:40]!r}",
+                hint="Set it, or judge answers as a whole with reward=model",
             )
 
 

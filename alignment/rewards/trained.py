@@ -27,6 +27,7 @@ from alignment.data.truncation import Truncation, truncate_prompt
 from alignment.data.views import view
 from alignment.models.backbone import DType, PretrainedModel, auto_class
 from alignment.models.score_model import NUM_LABELS, SequenceScorer, StepScorer, check_score_head
+from alignment.rewards.base import BrokenJudgeError
 from alignment.rewards.errors import BlamedError
 from alignment.types import Head
 from alignment.utils.errors import ConfigError, UserError
@@ -209,7 +210,7 @@ class TrainedJudge:
         try:
             check_score_head(scorer)
         except UserError as error:
-            raise UserError(f"{self.key}={self.path}: {error}") from error
+            raise BrokenJudgeError(f"{self.key}={self.path}: {error}") from error
         log.info("loaded the judge %s", self._source.describe())
         return scorer
 
@@ -217,7 +218,7 @@ class TrainedJudge:
         """Loads the weights, and refuses to invent any.
 
         Raises:
-            UserError: Some are missing, misshapen, or not in safetensors.
+            BrokenJudgeError: Some are missing, misshapen, or not in safetensors.
         """
         config = self._config
         try:
@@ -232,13 +233,13 @@ class TrainedJudge:
             )
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{self.key}={self.path}: the weights cannot be loaded: {reason}") from error
+            raise BrokenJudgeError(f"{self.key}={self.path}: the weights cannot be loaded: {reason}") from error
         model, report = loaded
         tied = set(getattr(model, "all_tied_weights_keys", ()) or ())
         problems = [f"{name} is missing" for name in sorted(set(report["missing_keys"]) - tied)]
         problems += [f"{name}: {have} in the file, {want} wanted" for name, have, want in report["mismatched_keys"]]
         if problems:
-            raise UserError(
+            raise BrokenJudgeError(
                 f"{self.key}={self.path}: {len(problems)} weights do not fit config.json: {'; '.join(problems[:5])}. "
                 f"They would be random, and so would be the scores: {_remedy(self.head)}"
             )

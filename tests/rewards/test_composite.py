@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from alignment.cli.app import check, parse
 from alignment.config.compose import compose, task_config
 from alignment.rewards.answer import AnswerReward
+from alignment.rewards.base import BrokenJudgeError
 from alignment.rewards.composite import CompositeReward
 from alignment.rewards.errors import checked_scores
 from alignment.rewards.length import LengthReward
-from alignment.rewards.sandbox.limits import SandboxError
 from alignment.types import Rewards, Rollout
 from alignment.utils.errors import ConfigError, UserError
 
@@ -106,30 +106,30 @@ def test_a_record_without_an_answer_is_named_once():
         checked_scores(reward, rollouts("1", "2"))
 
 
-def test_a_broken_sandbox_is_no_score():
+def test_a_broken_judge_is_no_score():
     """Everything would be worth the same, and nobody would see why."""
     asked: list[int] = []
 
     class Gone:
         def score(self, rollouts):
             asked.append(len(rollouts))
-            raise SandboxError("no namespaces")
+            raise BrokenJudgeError("no namespaces")
 
     parts = {"tests": {"reward": Gone(), "weight": 1.0}}
     reward = CompositeReward(parts=parts, on_error="score", error_score=0.0)
-    with pytest.raises(SandboxError, match=r"^no namespaces$"):
+    with pytest.raises(BrokenJudgeError, match=r"^no namespaces$"):
         checked_scores(reward, rollouts("1", "2"), error_score=0.0)
     assert asked == [2]
 
 
-def test_a_sandbox_that_breaks_while_completions_are_asked_one_by_one_is_no_score():
+def test_a_judge_that_breaks_while_completions_are_asked_one_by_one_is_no_score():
     class Breaks:
         def score(self, rollouts):
             if len(rollouts) > 1:
                 raise ZeroDivisionError
-            raise SandboxError("no namespaces")
+            raise BrokenJudgeError("no namespaces")
 
-    with pytest.raises(SandboxError):
+    with pytest.raises(BrokenJudgeError):
         checked_scores(Breaks(), rollouts("1", "2"), error_score=0.0)
 
 

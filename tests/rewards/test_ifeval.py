@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 from alignment.config.paths import conf_dir
 from alignment.data.records import RecordKind
 from alignment.data.sources import FileSource
+from alignment.rewards.base import BrokenJudgeError
+from alignment.rewards.errors import checked_scores
 from alignment.rewards.ifeval import loose_texts
 from alignment.rewards.ifeval_checks import CHECKS, compare, count_sentences, words
 from alignment.types import Rewards, Rollout
@@ -231,8 +233,10 @@ def test_without_the_package_only_a_prompt_with_a_language_is_refused(monkeypatc
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert score("a", ("punctuation:no_comma", {})).total == (1.0,)
-    with pytest.raises(UserError, match=r"p7, language:response_language: .*pip install 'alignment\[ifeval\]'"):
-        score("a", ("language:response_language", {"language": "de"}))
+    needs_it = [rollout("a", ["language:response_language"], [{"language": "de"}])]
+    for error_score in (None, 0.0):  # whose package is missing is no fault of the completion
+        with pytest.raises(BrokenJudgeError, match=r"^checking .*pip install 'alignment\[ifeval\]'"):
+            checked_scores(instantiate(CONFIG), needs_it, error_score=error_score)
 
 
 def test_the_language_is_the_same_every_time():

@@ -19,6 +19,7 @@ from alignment.data.worlds.tokenizer import world_tokenizer
 from alignment.models.backbone import PretrainedModel
 from alignment.models.export import export
 from alignment.models.score_model import SequenceScorer
+from alignment.rewards.base import BrokenJudgeError
 from alignment.rewards.model import ModelReward, aggregated
 from alignment.types import Head, Rollout
 from alignment.utils.errors import ConfigError, UserError
@@ -209,7 +210,7 @@ def test_a_head_that_is_missing_is_refused(save):
     weights = load_file(folder / "model.safetensors")
     del weights["score.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"1 weights do not fit config\.json: score\.weight is missing.*random"):
+    with pytest.raises(BrokenJudgeError, match=r"1 weights do not fit config\.json: score\.weight is missing.*random"):
         reward(folder).score(CHATS)
 
 
@@ -217,7 +218,7 @@ def test_a_pickle_is_refused(save):
     folder = save("score")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"reward\.paths=.*the weights cannot be loaded: .*safetensors"):
+    with pytest.raises(BrokenJudgeError, match=r"reward\.paths=.*the weights cannot be loaded: .*safetensors"):
         reward(folder).score(CHATS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from alignment.data.records import RecordKind, Stepwise, to_row
 from alignment.data.tokenise import Tokeniser
 from alignment.data.truncation import Truncation
 from alignment.data.views import view
+from alignment.rewards.errors import checked_scores
 from alignment.rewards.process import ProcessReward
 from alignment.types import Rollout
 from alignment.utils.errors import ConfigError, UserError
@@ -125,9 +127,10 @@ def test_a_solution_without_the_separator_is_one_step_and_an_empty_one_is_worth_
 
 
 def test_t7_a_separator_that_is_never_found_is_an_error(save):
-    with pytest.raises(UserError, match=r"reward\.separator='\\n' occurs in none of 2 completions, the first of which "
-                       r"begins with 'It is 31\.'"):  # fmt: skip
-        reward(save("steps")).score([rollout("It is 31."), rollout("It is 32.")])
+    expected = "what ends a step: it occurs in none of 2 completions, the first of which begins with 'It is 31.'"
+    with pytest.raises(ConfigError, match=rf"^reward\.separator: got '\\n', expected {re.escape(expected)}"):
+        # A wrong key is no fault of the completions either: with a score for failures all would be worth the same.
+        checked_scores(reward(save("steps")), [rollout("It is 31."), rollout("It is 32.")], error_score=0.0)
 
 
 def test_a_prompt_that_is_too_long_loses_its_beginning(save, caplog):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from alignment.utils.errors import ConfigError, UserError
+from alignment.rewards.base import BrokenJudgeError
+from alignment.utils.errors import ConfigError
 
 SMALLEST = {"memory_bytes": 64 * 2**20, "output_bytes": 1024, "tmp_bytes": 64 * 1024}
 """Below this the interpreter itself does not start, or has nowhere to write."""
@@ -40,7 +41,7 @@ class Limits:
                 raise ConfigError(f"reward.limits.{field.name}", got=value, expected=expected)
 
 
-class SandboxError(UserError):
+class SandboxError(BrokenJudgeError):
     """There is no sandbox, or it could not be built."""
 
 
