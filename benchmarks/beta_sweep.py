@@ -70,7 +70,7 @@ def main() -> None:
             result["runs"].append({"way": way.name, "repetition": repetition} | got)
             print(f"{way.name} #{repetition}: {got['seconds']:.1f} s", file=sys.stderr)
             check_equal_work(result["runs"])
-            result.write(args.out, "beta_sweep", page(result))
+            result.write(args.out, "beta_sweep", page)
     print("\n".join(page(result)))
 
 

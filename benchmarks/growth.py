@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,9 @@ def main() -> None:
     for point in growth.points():
         for found in measure(key(point), growth.shape(point, args.steps), rows, args):
             result["points"][key(point)] = found
-        result.write(args.out, "growth", page(result, picture=False))
+        result.write(args.out, "growth", partial(page, picture=False))
     draw(result, args.out / "growth.png")
-    result.write(args.out, "growth", page(result, picture=True))
+    result.write(args.out, "growth", partial(page, picture=True))
     print("\n".join(page(result, picture=True)))
 
 

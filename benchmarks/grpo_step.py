@@ -102,7 +102,7 @@ def main() -> None:
             )["runs"]
             found["equal_work"] = check_equal_updates(job | at, Path(folder))
             measure(found, rows_of(args.passes, continuous=args.continuous), job | at, args, Path(folder))
-            result.write(args.out, args.name, page(result))
+            result.write(args.out, args.name, page)
     print("\n".join(page(result)))
 
 

@@ -34,7 +34,7 @@ def main() -> None:
         of_shape = argparse.Namespace(**vars(args) | {"steps": steps})
         for found in measure(name, shape, ROWS, of_shape, log_every=LOG_EVERY):
             result["shapes"][name] = found
-        result.write(args.out, "overhead", page(result))
+        result.write(args.out, "overhead", page)
     print("\n".join(page(result)))
 
 

@@ -51,7 +51,7 @@ def main() -> None:
         batches = pair_batches(args.pairs, lengths, vocab=shape.config["vocab_size"], device=args.device)
         check_equal(model, batches, tolerance=TOLERANCE[args.dtype])
         result["ratios"][ratio] = {"prompt": prompt, "runs": measure(model, batches, args.repetitions)}
-        result.write(args.out, args.name, page(result))
+        result.write(args.out, args.name, page)
         print(f"prompt/completion {ratio}", file=sys.stderr)
     print("\n".join(page(result)))
 

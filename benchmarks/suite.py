@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, TypeVar
@@ -37,12 +37,12 @@ class Result(dict[str, Any]):
         super().__init__({"environment": environment(PACKAGES), "arguments": asked, part: {}})
         self._start = time.time()
 
-    def write(self, folder: Path, name: str, page: list[str]) -> None:
+    def write(self, folder: Path, name: str, page: Callable[[Result], list[str]]) -> None:
         """Writes ``name.json`` and ``name.md``; called after each part, so that a run that is stopped leaves some."""
         self["minutes"] = round((time.time() - self._start) / 60, 1)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text(json.dumps(self, indent=1) + "\n", encoding="utf-8")
-        (folder / f"{name}.md").write_text("\n".join(page) + "\n", encoding="utf-8")
+        (folder / f"{name}.md").write_text("\n".join(page(self)) + "\n", encoding="utf-8")
 
 
 def parser(doc: str | None, *, repetitions: int) -> argparse.ArgumentParser:

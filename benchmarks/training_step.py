@@ -153,7 +153,7 @@ def main() -> None:
         rows = rows_of(methods, args.layouts, peer=args.peer)
         for found in measure(name, shape, rows, args):
             result["shapes"][name] = found
-            result.write(args.out, args.name, page(result))
+            result.write(args.out, args.name, page)
     print("\n".join(page(result)))
 
 
