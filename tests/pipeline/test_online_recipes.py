@@ -117,7 +117,11 @@ class TestStoriesRLHF:
         _, configs = pipeline
         ppo = configs["ppo"]
         assert ppo.reward.paths == ["stage://reward/model"]
-        assert ppo.callbacks.fresh_samples.reward == {"_target_": "alignment.rewards.vader.VaderReward"}
+        gold = {name: part.reward._target_ for name, part in ppo.callbacks.fresh_samples.reward.parts.items()}
+        assert gold == {
+            "sentiment": "alignment.rewards.vader.VaderReward",
+            "again": "alignment.rewards.repetition.RepetitionPenalty",
+        }
         assert ppo.callbacks.reward_hacking.guard == "fresh/reward/total"
         for cfg in configs.values():
             assert "vader" not in str(cfg.reward).lower()
@@ -137,9 +141,9 @@ class TestStoriesRLHF:
         folder = tmp_path / "runs" / "pipeline" / "stories_rlhf"
         assert (folder / "report" / "report.html").is_file()
         first, *_ = lines(folder / "ppo" / "evaluations.jsonl")
-        # VADER's own components: the guard is not the reward that is trained on.
-        assert {"reward/positive", "reward/negative"} <= first["metrics"].keys()
-        assert "reward/positive" not in json.dumps(rollouts(folder / "ppo")[0], default=str)
+        # Its parts' own components: the guard is not the reward that is trained on.
+        assert {"reward/sentiment", "reward/sentiment/positive", "reward/again"} <= first["metrics"].keys()
+        assert "reward/sentiment" not in json.dumps(rollouts(folder / "ppo")[0], default=str)
 
 
 class TestMAWPS:
