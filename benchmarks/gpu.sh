@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What one CUDA GPU can tell, in under nine minutes: training steps in bf16 with their share of the device's peak, and
-# what prefix sharing saves. JSON and pages go to the folder given, or to $OUT.
+# What one CUDA GPU can tell, in under nine minutes: training steps in bf16 with their share of the device's peak, what
+# prefix sharing saves, and a step of GRPO. JSON and pages go to the folder given, or to $OUT.
 #
 #   benchmarks/gpu.sh FOLDER
 #   DEVICE=cpu SHAPES=tiny benchmarks/gpu.sh /tmp/gpu        # the same commands, to see that they run
@@ -71,5 +71,10 @@ for shape in $SHAPES; do
 done
 if has hydra && has lightning && has datasets && has pydantic; then
   steps training_step_more --shape "${SHAPES%% *}" --method dpo_frozen_copy sft
+  if has trl; then
+    rollouts=(--cells 512,64 --steps 3)
+    if [ "$DEVICE" = cpu ]; then rollouts=(--quick --cells 8,6); fi
+    bounded grpo_step grpo_step.py --repetitions 1 --no-uneven "${rollouts[@]}"
+  fi
 fi
 echo "$SECONDS s; see $OUT"
