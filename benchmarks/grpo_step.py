@@ -310,10 +310,8 @@ def steps_section(cells: dict[str, Any]) -> list[str]:
         ratios += ratio_lines(cell, groups)
     header = "prompt, completion | row | step, s: median | quartiles | CPU s"
     lines += table(f"{header} | {' | '.join(PHASES)} | peak, GiB", rows)
-    header = (
-        "prompt, completion | row | TRL's time / ours | range | CPU time | range | write | update | peak, ours / TRL"
-    )
-    lines += ["", "To the fastest row of TRL's, by processor time.", *table(header, ratios)]
+    header = "prompt, completion | row | beside | its time / ours | range | CPU time | range | write | update"
+    lines += ["", "Beside the fastest row of TRL's, by processor time.", *table(f"{header} | peak, ours / its", ratios)]
     return lines
 
 

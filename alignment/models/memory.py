@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 GIB = 2**30
-#: A gradient and Adam's two moments, each of the type of the parameter that trains.
-_NUMBERS_A_TRAINED_PARAMETER = 3
+_MOMENTS = 2  # of Adam
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ def plan_memory(
     parameters: int,
     bytes_a_weight: float,
     bytes_a_trained_number: int,
+    bytes_a_moment: int,
     copies: int,
     trainable_share: float,
     shards: int,
@@ -59,13 +59,15 @@ def plan_memory(
     Args:
         parameters: Of one model.
         bytes_a_weight: 4 for fp32, 2 for bf16, .5 for 4 bits.
-        bytes_a_trained_number: Of what trains, its gradient and its moments: 4 for fp32, 2 for bf16.
+        bytes_a_trained_number: Of what trains and its gradient: 4 for fp32, 2 for bf16.
+        bytes_a_moment: Of each of Adam's two: as of what trains, or 1 for 8 bits.
         copies: Models that are loaded, the policy and a frozen reference for example.
         trainable_share: What trains, in parameters of one model; an adapter's share is near zero.
         shards: Processes over which FSDP2 spreads everything; 1 otherwise.
     """
     weights = parameters * bytes_a_weight * copies / shards
-    training = parameters * trainable_share * _NUMBERS_A_TRAINED_PARAMETER * bytes_a_trained_number / shards
+    bytes_a_parameter = bytes_a_trained_number + _MOMENTS * bytes_a_moment
+    training = parameters * trainable_share * bytes_a_parameter / shards
     return MemoryPlan(int(weights), int(training))
 
 
@@ -87,5 +89,5 @@ def require_memory(plan: MemoryPlan, *, available: int, what: str) -> None:
             f"{what} needs about {plan.total / GIB:.1f} GiB before any activation "
             f"(weights {plan.weights / GIB:.1f}, gradients and optimiser {plan.training / GIB:.1f}), "
             f"and {available / GIB:.1f} GiB are free. Use adapter=lora with reference=adapter_off, "
-            "model.dtype=bfloat16, hardware=fsdp on more devices, or a smaller model"
+            "model.dtype=bfloat16, optim=adamw_8bit, hardware=fsdp on more devices, or a smaller model"
         )

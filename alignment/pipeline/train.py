@@ -184,13 +184,16 @@ def require_enough_memory(cfg: DictConfig, bundle: ModelBundle) -> None:
     needs_critic = str(OmegaConf.select(cfg, "critic._target_", default="")).endswith("SeparateCritic")
     quantised = cfg.model.get("quantization") is not None
     bytes_a_number = 4 if cfg.model.dtype == "float32" else 2
+    # peft keeps an adapter in fp32 whatever the weights' type.
+    bytes_a_trained_number = bytes_a_number if bundle.adapter is None else 4
+    has_small_moments = str(OmegaConf.select(cfg, "optim._target_", default="")).endswith("adamw_8bit")
     sharded = "FSDP2" in str(OmegaConf.select(cfg, "hardware.strategy._target_", default=""))
     world = world_size(cfg)
     plan = plan_memory(
         parameters=count_parameters(bundle.source.config()),
         bytes_a_weight=0.5 if quantised else bytes_a_number,
-        # peft keeps an adapter in fp32 whatever the weights' type.
-        bytes_a_trained_number=bytes_a_number if bundle.adapter is None else 4,
+        bytes_a_trained_number=bytes_a_trained_number,
+        bytes_a_moment=1 if has_small_moments else bytes_a_trained_number,
         copies=1 + needs_copy + needs_critic + writes_ahead,
         trainable_share=(1.0 if bundle.adapter is None else 0.02) + needs_critic,
         shards=world if sharded else 1,

@@ -10,6 +10,7 @@ import torch
 
 from alignment.config.compose import compose
 from alignment.methods.optimizers import adamw_8bit
+from alignment.models.memory import MemoryPlan
 from alignment.utils.errors import UserError
 
 from method_tester import MethodTester
@@ -77,6 +78,17 @@ def test_a_run_learns_what_it_learns_with_32_bits(tmp_path):
         assert losses[name] < 0.8 * rows[1]["train/loss/total"]
     assert losses["eight"] != losses["exact"]
     assert losses["eight"] == pytest.approx(losses["exact"], rel=0.05)
+
+
+@pytest.mark.parametrize(("optimiser", "gib"), [("adamw", 12), ("adamw_8bit", 6)])
+def test_moments_of_8_bits_are_counted_as_such(optimiser, gib, tmp_path, monkeypatch):
+    """A gradient of 4 bytes, and 8 or 2 of moments."""
+    plans: list[MemoryPlan] = []
+    monkeypatch.setattr("alignment.pipeline.train.count_parameters", lambda config: 2**30)
+    monkeypatch.setattr("alignment.pipeline.train.require_memory", lambda plan, **what: plans.append(plan))
+    pytest.importorskip("bitsandbytes")
+    train(job(tmp_path, "method=sft", f"optim={optimiser}", "trainer.max_steps=1", "export=null"), tmp_path / "run")
+    assert plans == [MemoryPlan(weights=4 * 2**30, training=gib * 2**30)]
 
 
 @pytest.mark.parametrize("at", [2, 4])

@@ -156,7 +156,13 @@ def test_loading_leaves_the_random_state_where_it_was():
 
 def test_memory_is_refused_with_the_numbers():
     plan = plan_memory(
-        parameters=7 * 10**9, bytes_a_weight=4, bytes_a_trained_number=4, copies=2, trainable_share=1.0, shards=1
+        parameters=7 * 10**9,
+        bytes_a_weight=4,
+        bytes_a_trained_number=4,
+        bytes_a_moment=4,
+        copies=2,
+        trainable_share=1.0,
+        shards=1,
     )
     assert plan.weights == 56 * 10**9
     assert plan.training == 84 * 10**9

@@ -21,6 +21,7 @@ def test_the_plan_is_what_a_step_of_adamw_holds(dtype, bytes_a_number):
         parameters=model.weight.numel(),
         bytes_a_weight=bytes_a_number,
         bytes_a_trained_number=bytes_a_number,
+        bytes_a_moment=bytes_a_number,
         copies=2,
         trainable_share=1.0,
         shards=1,
@@ -30,7 +31,13 @@ def test_the_plan_is_what_a_step_of_adamw_holds(dtype, bytes_a_number):
 
 def test_shards_divide_everything_and_an_adapter_trains_its_share_in_fp32():
     plan = plan_memory(
-        parameters=1000, bytes_a_weight=0.5, bytes_a_trained_number=4, copies=1, trainable_share=0.02, shards=2
+        parameters=1000,
+        bytes_a_weight=0.5,
+        bytes_a_trained_number=4,
+        bytes_a_moment=4,
+        copies=1,
+        trainable_share=0.02,
+        shards=2,
     )
     assert plan == MemoryPlan(weights=250, training=120)
 
