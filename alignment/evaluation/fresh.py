@@ -151,8 +151,9 @@ def summarize(samples: Sequence[Sample], *, is_plain: bool) -> dict[str, Estimat
     }
     if all(sample.reward is not None for sample in samples):
         metrics["reward/total"] = _mean(samples, [sample.reward or 0.0 for sample in samples])
-        for name in samples[0].components:
-            metrics[f"reward/{name}"] = _mean(samples, [sample.components[name] for sample in samples])
+        # A failed completion may lack some.
+        for name in dict.fromkeys(name for sample in samples for name in sample.components):
+            metrics[f"reward/{name}"] = _mean(samples, [sample.components.get(name, 0.0) for sample in samples])
     if all(sample.log_ratio_nats is not None for sample in samples):
         values = [sample.log_ratio_nats or 0.0 for sample in samples]
         metrics[KL if is_plain else LOG_RATIO] = _mean(samples, values)

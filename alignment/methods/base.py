@@ -141,7 +141,7 @@ class Method(pl.LightningModule):
         own: dict[str, float] = {} if critic is None or critic.lr is None else {"lr": critic.lr}
         groups: list[dict[str, Any]] = []
         for is_critic, extra in ((False, dict[str, float]()), (True, own)):
-            some = [parameter for name, parameter in named if _of_critic(name) == is_critic]
+            some = [parameter for name, parameter in named if of_critic(name) == is_critic]
             groups.append({"params": [parameter for parameter in some if parameter.ndim >= 2], **extra})
             groups.append({"params": [p for p in some if p.ndim < 2], "weight_decay": 0.0, **extra})
         optimizer = self.parts.optimizer([group for group in groups if group["params"]])
@@ -278,7 +278,7 @@ class Method(pl.LightningModule):
         self._logged_step, self._last_sums = self.global_step, None
 
 
-def _of_critic(name: str) -> bool:
+def of_critic(name: str) -> bool:
     """Whether a parameter of the method is a critic's."""
     return name.startswith(f"{Role.CRITIC}.") or ".value_head." in name
 

@@ -71,6 +71,21 @@ class KLPenalty:
         self.estimator: Estimator = estimator
         self.target_nats, self.horizon = target_nats, horizon
 
+    def check_batch(self, num_sequences: int) -> None:
+        """Refuses batches of so many completions that one could turn the coefficient's sign.
+
+        Raises:
+            ConfigError: The horizon is too short for them.
+        """
+        largest = _LARGEST_ERROR * num_sequences
+        if self.horizon is not None and self.horizon <= largest:
+            raise ConfigError(
+                "method.kl.horizon",
+                got=self.horizon,
+                expected=f"more than {largest:g} with {num_sequences} completions a batch",
+                hint=f"One batch may change the coefficient by {_LARGEST_ERROR:g} times completions / horizon",
+            )
+
     def after_batch(self, *, sequence_kl_nats: float, num_sequences: int) -> None:
         """Adapts the coefficient to the KL of a batch of completions, where there is a target."""
         if self.target_nats is None or self.horizon is None:

@@ -39,6 +39,8 @@ class MetricSums:
             return {}
         sums = torch.stack([self._sums[name] for name in names])
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # Restored ones are on the CPU, of which NCCL knows nothing.
+            sums = sums.cuda() if dist.get_backend() == "nccl" else sums
             dist.all_reduce(sums)
         self._sums = {}
         return {name: total / count for name, (total, count) in zip(names, sums.tolist(), strict=True) if count}

@@ -121,6 +121,8 @@ class OnlineMethod(TermsMethod):
     def setup(self, stage: str) -> None:
         """Puts experiences between the prompts and the training loop."""
         super().setup(stage)
+        if self.kl is not None:
+            self.kl.check_batch(self.data.batch_size * self.rollouts.minibatches * self.rollouts.group_size)
         self.data.wrap_training(self._make_loader)
 
     def collect(self, prompts: Peekable, number: int) -> Experience | None:
@@ -161,10 +163,15 @@ class OnlineMethod(TermsMethod):
         return self.kl.coefficient * k1(experience.log_ratios)
 
     def useful_groups(self, experience: Experience) -> list[int]:
-        """Which groups are learnt from: with dynamic sampling those whose rewards differ, else all."""
+        """Which groups are learnt from: all, or with dynamic sampling those whose rewards differ.
+
+        Both before shaping, which alone tells right from wrong, and after it, which is what is learnt from.
+        """
         if self.rollouts.dynamic_sampling is None:
             return list(range(experience.num_groups))
-        return has_spread(rewards=experience.grouped(experience.rewards)).nonzero()[:, 0].tolist()
+        differ = [has_spread(rewards=experience.grouped(some)) for some in (experience.raw_rewards, experience.rewards)]
+        counts = experience.grouped(experience.weights).sum(1) > 0
+        return (differ[0] & differ[1] & counts).nonzero()[:, 0].tolist()
 
     def plan(self, experience: Experience, number: int) -> list[MicroBatchPlan]:
         """Cuts all steps on an experience into this rank's micro-batches."""

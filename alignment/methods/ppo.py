@@ -8,11 +8,12 @@ from typing import Annotated
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from alignment.advantages.moments import whitened
 from alignment.advantages.ppo import gae
 from alignment.advantages.token_rewards import terminal_rewards
-from alignment.methods.base import Parts
+from alignment.methods.base import Parts, of_critic
 from alignment.methods.kl import KLPenalty
 from alignment.methods.pairwise import check_function
 from alignment.methods.policy_gradient import Normaliser, PolicyGradientMethod
@@ -69,10 +70,11 @@ class PPO(PolicyGradientMethod):
             shaping=shaping,
             parts=parts,
         )
-        if rollouts.truncated == "bootstrap" and shaping.missing_eos_penalty is not None:
-            hint = "bootstrap leaves a completion that was cut off without a reward, and without its penalty"
-            key, got = "method.shaping.missing_eos_penalty", shaping.missing_eos_penalty
-            raise ConfigError(key, got=got, expected="null with method.rollouts.truncated=bootstrap", hint=hint)
+        for name in ("missing_eos_penalty", "overlong_penalty") if rollouts.truncated == "bootstrap" else ():
+            if (got := getattr(shaping, name)) is not None:
+                hint = "bootstrap leaves a completion that was cut off without a reward, and without its penalty"
+                expected = "null with method.rollouts.truncated=bootstrap"
+                raise ConfigError(f"method.shaping.{name}", got=got, expected=expected, hint=hint)
         check_function("method.value_loss", value_loss, ("values", "old_values", "returns"))
         self.gamma, self.lam, self.whiten_advantages = gamma, lam, whiten_advantages
         self.value_loss, self.value_coefficient = value_loss, value_coefficient
@@ -107,9 +109,21 @@ class PPO(PolicyGradientMethod):
         """Computes the loss of policy and critic on a micro-batch of completions."""
         policy = self.score(batch)
         terms = self.policy_terms(batch, policy)
-        if self.global_step < self.critic_warmup_steps:
+        if self._warms_up:
             terms = replace(terms, loss={name: replace(term, coefficient=0.0) for name, term in terms.loss.items()})
         return replace(terms, loss=terms.loss | {"value": self._value_term(batch, policy)})
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Leaves all but the critic without a gradient while it warms up: zeros would count as steps of AdamW's."""
+        if self._warms_up:
+            for name, parameter in self.named_parameters():
+                if not of_critic(name):
+                    parameter.grad = None
+        super().on_before_optimizer_step(optimizer)
+
+    @property
+    def _warms_up(self) -> bool:
+        return self.global_step < self.critic_warmup_steps
 
     def _value_term(self, batch: RolloutBatch, policy: TokenLogps) -> Term:
         critic = self.bundle.critic

@@ -11,6 +11,9 @@ from alignment.rewards.errors import ERRORS, checked_scores
 from alignment.types import Rewards, Rollout
 from alignment.utils.errors import ConfigError
 
+#: Names of a reward's metrics that are no part's.
+_TAKEN = (ERRORS, "total", "shaped", "group_std")
+
 
 class Part(TypedDict):
     """One reward of a sum, and what its total is multiplied by."""
@@ -71,8 +74,8 @@ class CompositeReward:
 def _check_parts(parts: Mapping[str, Part]) -> None:
     for name, part in parts.items():
         key = f"reward.parts.{name}"
-        if name == ERRORS or "/" in name:
-            raise ConfigError(key, got=name, expected=f"a name without '/' that is not '{ERRORS}'")
+        if name in _TAKEN or "/" in name:
+            raise ConfigError(key, got=name, expected=f"a name without '/' and none of {', '.join(_TAKEN)}")
         if not math.isfinite(part["weight"]):
             raise ConfigError(f"{key}.weight", got=part["weight"], expected="a finite number")
 

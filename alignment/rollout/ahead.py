@@ -60,6 +60,8 @@ class Ahead:
     @torch.no_grad()
     def start(self, prompts: Sequence[TokenPrompt], sampling: Sampling) -> None:
         """Begins to write completions of some prompts, with the weights of this moment."""
+        # A resumed run makes this before its weights go to their device.
+        self._copy.to(next(self._policy.parameters()).device)
         for mine, now in zip(self._copy.state_dict().values(), self._policy.state_dict().values(), strict=True):
             mine.copy_(now)
         self._written = self._thread.submit(self._write, prompts, sampling)

@@ -91,8 +91,9 @@ class Experience:
             group_size=group_size,
             raw_rewards=rewards,
             components={
-                name: torch.tensor([item.components[name] for item in measured], dtype=torch.float32)
-                for name in (measured[0].components if measured else ())
+                # A failed completion may lack some.
+                name: torch.tensor([item.components.get(name, 0.0) for item in measured], dtype=torch.float32)
+                for name in dict.fromkeys(name for item in measured for name in item.components)
             },
             rewards=rewards,
             weights=torch.ones(len(measured)),
@@ -184,10 +185,12 @@ class Experience:
 
     def and_then(self, other: Experience) -> Experience:
         """Returns the groups of both, one after the other; both hold the same kinds of measurements."""
+        nothing = torch.zeros_like(self.raw_rewards), torch.zeros_like(other.raw_rewards)
         changed: dict[str, Any] = {
             "rollouts": self.rollouts + other.rollouts,
             "components": {
-                name: torch.cat([values, other.components[name]]) for name, values in self.components.items()
+                name: torch.cat([self.components.get(name, nothing[0]), other.components.get(name, nothing[1])])
+                for name in self.components | other.components
             },
         }
         for name in (*_PER_ROLLOUT, *_PER_TOKEN):

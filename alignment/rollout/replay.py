@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 class ReplayEngine:
     """Gives the completions that an online run has kept, in place of sampling.
 
-    The run that replays must ask for what the other one wrote: the same data, order, seeds and group size. With
-    everything else the same too it is the same run, bit by bit; with another loss or learning rate its completions are
-    not its own, and the importance ratios say so.
+    The run that replays must ask for what the other one wrote: the same data, order, seeds and group size; a run that
+    left groups out (dynamic sampling, ties of online DPO) kept too little for that. With everything else the same too
+    it is the same run, bit by bit. With another loss or learning rate the completions are not its own, and it learns
+    from them as if they were, unless ``method.rollouts.importance_cap`` weighs them.
 
     Args:
         folder: The other run's ``rollouts``.
@@ -55,7 +56,8 @@ class ReplayEngine:
                 if not self._files:
                     raise UserError(
                         f"{self.folder} has no completion {key[2]} of prompt {key[1]} under the seed {key[0]}: replay "
-                        "with the data, seed, data.batch_size and method.rollouts of the run that wrote it"
+                        "with the data, seed, data.batch_size and method.rollouts of the run that wrote it. What a run "
+                        "left out (method.rollouts.dynamic_sampling, ties of online DPO and IPO) it has not kept"
                     )
                 self._read(self._files.pop(0))
         return [self._known[key] for key in keys]

@@ -11,6 +11,7 @@ import atexit
 import hashlib
 import importlib.util
 import json
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,14 +86,15 @@ class SyncedEngine(ABC):
         )
         if not prompts:
             return []
-        sampler = self.sampler()
-        check_prompts(prompts, context_tokens=sampler.context_tokens, max_new_tokens=sampling.max_new_tokens)
         work = [(prompt, sample) for prompt in prompts for sample in range(sampling.num_samples)]
         jobs = [Job(prompt.prompt_ids, _seed(prompt, sample, sampling.seed)) for prompt, sample in work]
         stop_ids = end_of_sequence_ids(self.model.hf_model, self.tokenizer)
-        with sampler.awake():
-            self._sync(sampler)
-            drawn = sampler.draw(jobs, _parameters(sampling, stop_ids), sampling.batch_size)
+        with _one_at_a_time:
+            sampler = self.sampler()
+            check_prompts(prompts, context_tokens=sampler.context_tokens, max_new_tokens=sampling.max_new_tokens)
+            with sampler.awake():
+                self._sync(sampler)
+                drawn = sampler.draw(jobs, _parameters(sampling, stop_ids), sampling.batch_size)
         return [
             self._rollout(prompt, sample, completion, sampling, stop_ids)
             for (prompt, sample), completion in zip(work, drawn, strict=True)
@@ -252,6 +254,8 @@ class VLLMServerEngine(SyncedEngine):
         return self._sampler
 
 
+#: Several models share one vLLM, and one of them may write in a thread of its own.
+_one_at_a_time = threading.Lock()
 #: This process's vLLM, by its settings and the model's architecture: one at most.
 _running: dict[str, Beside] = {}
 

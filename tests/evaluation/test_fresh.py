@@ -196,6 +196,13 @@ def test_the_gold_reward_and_its_components_are_measured(tokenizer, prompts):
     assert evaluation.metrics["budget/tokens_generated"].mean == evaluation.tokens_generated
 
 
+def test_what_a_failed_sample_lacks_is_zero():
+    failed = replace(sample("a"), components={"errors": 1.0})
+    judged = replace(sample("b", 1.0), components={"right": 1.0, "errors": 0.0})
+    metrics = summarize([failed, judged], is_plain=True)
+    assert (metrics["reward/right"].mean, metrics["reward/errors"].mean) == (0.5, 0.5)
+
+
 def test_means_are_over_samples_and_intervals_over_prompts():
     samples = [sample(prompt_id, reward, number=i) for prompt_id, reward in (("a", 0.0), ("b", 1.0)) for i in range(10)]
     total = summarize(samples, is_plain=True)["reward/total"]

@@ -90,6 +90,35 @@ def test_groups_are_taken_out_and_put_together_with_their_tokens():
     assert again.log_ratios.tolist() == pytest.approx([0.0, 0.3, 0.1, 0.2, 0.1, 0.3, 0.2])
 
 
+def test_what_a_failed_completion_lacks_is_zero():
+    """With ``reward.on_error=score`` a share of the batch, or all of a second one, may have failed."""
+    rollouts = experience([1.0, 0.0], [[0.1], [0.2]], group_size=1).rollouts
+    measured = [Measured(rollouts[0], 0.0, {"errors": 1.0}), Measured(rollouts[1], 1.0, {"right": 1.0, "errors": 0.0})]
+    both = Experience.of(measured, group_size=1)
+    assert {name: values.tolist() for name, values in both.components.items()} == {
+        "errors": [1.0, 0.0],
+        "right": [0.0, 1.0],
+    }
+    failed, scored = Experience.of(measured[:1], group_size=1), Experience.of(measured[1:], group_size=1)
+    for first, second, right in ((failed, scored, [0.0, 1.0]), (scored, failed, [1.0, 0.0])):
+        assert first.and_then(second).components["right"].tolist() == right
+
+
+def test_dynamic_sampling_keeps_groups_that_differ_before_and_after_shaping():
+    """A penalty for length alone tells no right from wrong (DAPO, equation 11)."""
+    raw = torch.tensor([0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0])
+    shaped = torch.tensor([0.0, -0.1, 1.0, 0.0, 0.5, 0.5, 1.0, 0.0])
+    found = replace(
+        experience(raw.tolist(), [[0.0]] * 8, group_size=2),
+        rewards=shaped,
+        weights=torch.tensor([1.0] * 6 + [0.0] * 2),  # of the last group all were cut off, and are masked
+    )
+    method = SimpleNamespace(rollouts=SimpleNamespace(dynamic_sampling=3))
+    assert OnlineMethod.useful_groups(method, found) == [1]
+    method.rollouts.dynamic_sampling = None
+    assert OnlineMethod.useful_groups(method, found) == [0, 1, 2, 3]
+
+
 def test_every_completion_is_kept_with_what_was_made_of_it(tmp_path):
     run = train(job(tmp_path, *GRPO_RUN, *SHORT), tmp_path / "run")
     found = rows(run)
@@ -304,9 +333,20 @@ def test_an_adaptive_coefficient_follows_its_target():
     assert kl.coefficient == pytest.approx(0.1 * 1.1 * (1 - 0.05 * 0.5))
 
 
+def test_a_horizon_that_could_turn_the_coefficients_sign_is_refused():
+    """At the start the KL is near 0, so that the very first batch takes off the most: .2 * n / horizon."""
+    kl = KLPenalty(coefficient=0.1, place="reward", estimator="k1", target_nats=6.0, horizon=20)
+    with pytest.raises(ConfigError, match=r"horizon: got 20, expected more than 25\.6 with 128 completions"):
+        kl.check_batch(128)
+    kl.check_batch(64)
+    kl.after_batch(sequence_kl_nats=0.0, num_sequences=64)
+    assert kl.coefficient > 0
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (("method.kl.target_nats=5", "method.kl.horizon=6"), r"method\.kl\.horizon: got 6, expected more than 6\.4"),
         (("method.rollouts.group_size=1",), r"method\.rollouts\.group_size: got 1, expected at least 2"),
         (("rollout.sampling.top_p=0.9",), r"rollout\.sampling\.top_p: got 0\.9, expected 1\.0 in training"),
         (("rollout.sampling.top_k=5",), r"rollout\.sampling\.top_k"),

@@ -880,9 +880,9 @@ _PIPELINE = (
             f"{_ONLINE}::test_completions_depend_on_seed_step_prompt_and_sample",
         ),
         (
-            "a group is judged by its raw rewards",
-            "has_spread(rewards=experience.grouped(experience.rewards))",
-            "has_spread(rewards=experience.grouped(experience.weights))",
+            "a group of equal rewards is useful",
+            "(differ[0] & differ[1] & counts)",
+            "counts",
             f"{_ONLINE}::test_dynamic_sampling_fills_a_batch_with_groups_that_differ",
         ),
         (
@@ -1046,8 +1046,8 @@ _PIPELINE = (
         ),
         (
             "the policy learns while the critic warms up",
-            "if self.global_step < self.critic_warmup_steps:",
-            "if False:",
+            "return self.global_step < self.critic_warmup_steps",
+            "return False",
             "tests/methods/test_ppo.py::test_only_the_critic_learns_while_it_warms_up",
         ),
     ),
@@ -1112,6 +1112,57 @@ _PIPELINE = (
     *_bugs(
         "cli/job.py",
         ("a failure outlives success", "    _forget_failure(_run_dir(cfg))\n", "", "tests/cli/test_job.py"),
+    ),
+    *_bugs(
+        "methods/ppo.py",
+        (
+            "a warm-up counts as steps of the policy",
+            "                    parameter.grad = None\n",
+            "                    pass\n",
+            "tests/methods/test_ppo.py::test_the_policys_first_step_after_the_warm_up_is_a_first_step",
+        ),
+    ),
+    *_bugs(
+        "methods/online.py",
+        (
+            "a penalty makes a dead group useful",
+            "(differ[0] & differ[1] & counts)",
+            "(differ[1] & counts)",
+            f"{_ONLINE}::test_dynamic_sampling_keeps_groups_that_differ_before_and_after_shaping",
+        ),
+        (
+            "masked groups are useful",
+            "(differ[0] & differ[1] & counts)",
+            "(differ[0] & differ[1])",
+            f"{_ONLINE}::test_dynamic_sampling_keeps_groups_that_differ_before_and_after_shaping",
+        ),
+    ),
+    *_bugs(
+        "methods/kl.py",
+        (
+            "the coefficient may turn its sign",
+            "self.horizon <= largest",
+            "self.horizon <= 0",
+            f"{_ONLINE}::test_a_horizon_that_could_turn_the_coefficients_sign_is_refused",
+        ),
+    ),
+    *_bugs(
+        "rollout/experience.py",
+        (
+            "what a failed batch lacks is lost",
+            "for name in self.components | other.components",
+            "for name in self.components",
+            f"{_ONLINE}::test_what_a_failed_completion_lacks_is_zero",
+        ),
+    ),
+    *_bugs(
+        "rollout/vllm.py",
+        (
+            "engines draw at once",
+            "        with _one_at_a_time:\n",
+            "        if True:\n",
+            "tests/rollout/test_vllm.py::test_one_engine_at_a_time_has_the_weights",
+        ),
     ),
     *_bugs(
         "models/memory.py",

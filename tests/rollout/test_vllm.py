@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -20,7 +22,7 @@ from safetensors.torch import load_file
 from alignment.models.logprob_model import LogprobModel
 from alignment.rollout import vllm as vllm_engine
 from alignment.rollout.hand_over import clear_folder, weights_name, write_folder
-from alignment.rollout.vllm import VLLMEngine, VLLMServerEngine
+from alignment.rollout.vllm import SyncedEngine, VLLMEngine, VLLMServerEngine
 from alignment.utils.errors import ConfigError, UserError
 
 from runs import job, metrics, train
@@ -29,6 +31,37 @@ needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 ON_GPU = torch.cuda.is_available()
 #: Where this differs by the device.
 BESIDE = ("rollout=vllm", f"rollout.engine.sleep={str(ON_GPU).lower()}", "rollout.engine.gpu_memory_utilization=0.15")
+
+
+def test_one_engine_at_a_time_has_the_weights(monkeypatch):
+    """One that writes ahead in a thread of its own, and one for fresh samples, share one vLLM."""
+    inside, most = [0], [0]
+
+    class Busy:
+        context_tokens = None
+
+        @contextmanager
+        def awake(self):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.05)
+            yield
+            inside[0] -= 1
+
+        def draw(self, jobs, parameters, batch_size):
+            return jobs
+
+    monkeypatch.setattr(SyncedEngine, "__abstractmethods__", frozenset())
+    monkeypatch.setattr(SyncedEngine, "sampler", lambda self: Busy())
+    monkeypatch.setattr(SyncedEngine, "_sync", lambda *_: None)
+    monkeypatch.setattr(SyncedEngine, "_rollout", lambda *_: None)
+    engines = [SyncedEngine(model=policy(seed=seed), tokenizer=TOKENIZER) for seed in (1, 2)]
+    threads = [threading.Thread(target=engine.generate, args=(PROMPTS, SAMPLING)) for engine in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, inside) == ([1], [0])
 
 
 @needs_vllm
