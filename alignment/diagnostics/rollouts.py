@@ -19,6 +19,7 @@ from torch import Tensor
 from alignment.advantages.grpo import has_spread
 from alignment.diagnostics.rollout_picks import pick_rollouts
 from alignment.rollout.experience import Experience
+from alignment.rollout.replay import LEFT_OUT
 from alignment.utils.files import replacing
 
 
@@ -34,9 +35,20 @@ class RolloutObserver(Callback):
             number: Counts from 0.
         """
 
+    def on_left_out(self, trainer: pl.Trainer, experience: Experience, number: int) -> None:
+        """Is called before that, where some of what was written is not trained on.
+
+        Args:
+            trainer: The run's.
+            experience: These groups, without advantages.
+            number: Of the experience that they are not part of.
+        """
+
 
 class WriteRollouts(RolloutObserver):
     """Keeps every completion that was trained on, a Parquet file an experience: ``rollouts/000000.parquet``.
+
+    Groups that were written and left out are in ``rollouts/left_out/``, under the same name.
 
     A row is a completion: prompt, tokens, log-probs under the sampler, rewards with their components, and advantages.
     Where W&B listens it is shown the best and the worst of some prompts, at the beginning, in the middle and at the
@@ -55,17 +67,19 @@ class WriteRollouts(RolloutObserver):
         """Writes the file, whole or not at all."""
         if not trainer.is_global_zero:
             return
-        import pyarrow as pa
-        from pyarrow import parquet
-
         rows = rollout_rows(experience, step=trainer.global_step)
-        with replacing(self.folder / f"{number:06d}.parquet") as file:
-            parquet.write_table(pa.Table.from_pylist(rows), file)
+        _write(rows, self.folder / f"{number:06d}.parquet")
         self._unshown = rollout_table(rows)
         if trainer.global_step >= self._next_table:
             self._show(trainer)
             half = float(trainer.estimated_stepping_batches) / 2
             self._next_table = half if trainer.global_step < half else math.inf
+
+    def on_left_out(self, trainer: pl.Trainer, experience: Experience, number: int) -> None:
+        """Writes the file of those, whole or not at all."""
+        if trainer.is_global_zero:
+            rows = rollout_rows(experience, step=trainer.global_step)
+            _write(rows, self.folder / LEFT_OUT / f"{number:06d}.parquet")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Shows what was written last."""
@@ -76,6 +90,14 @@ class WriteRollouts(RolloutObserver):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and table:
                 logger.log_table("rollouts", columns=list(TABLE), data=table, step=table[0][0])
+
+
+def _write(rows: list[dict[str, Any]], path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with replacing(path) as file:
+        parquet.write_table(pa.Table.from_pylist(rows), file)
 
 
 #: Columns of the table of picked completions.

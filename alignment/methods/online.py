@@ -130,30 +130,36 @@ class OnlineMethod(TermsMethod):
         wanted = self.data.batch_size * self.rollouts.minibatches
         most = self.rollouts.dynamic_sampling or 1
         experience: Experience | None = None
+        left_out: Experience | None = None
         for attempt, batch in enumerate(prompts):
             written = self._write(batch, number, attempt)
             useful = self.useful_groups(written)
             self._note(written, num_useful=len(useful))
+            room = wanted - (0 if experience is None else experience.num_groups)
+            # Which ones have to go is left to chance: not always the same prompts.
+            order = epoch_order(len(useful), seed=self.parts.seed, epoch=number, shuffle=len(useful) > room)
+            taken = [useful[place] for place in sorted(order[:room].tolist())]
+            kept, rest = written.only(taken), written.only(sorted(set(range(written.num_groups)) - set(taken)))
+            experience = kept if experience is None else experience.and_then(kept)
+            left_out = rest if left_out is None else left_out.and_then(rest)
             self._num_empty = 0 if useful else self._num_empty + 1
             if self._num_empty == _MOST_EMPTY:
                 self._nothing_to_learn()
                 break
-            room = wanted - (0 if experience is None else experience.num_groups)
-            # Which ones have to go is left to chance: not always the same prompts.
-            order = epoch_order(len(useful), seed=self.parts.seed, epoch=number, shuffle=len(useful) > room)
-            kept = written.only([useful[place] for place in sorted(order[:room].tolist())])
-            experience = kept if experience is None else experience.and_then(kept)
             if experience.num_groups >= wanted or (experience.num_groups and attempt + 1 >= most):
                 break
+        observers = [c for c in self.trainer.callbacks if isinstance(c, RolloutObserver)]  # type: ignore[attr-defined]
+        if left_out is not None and left_out.num_groups:
+            for observer in observers:
+                observer.on_left_out(self.trainer, left_out, number)
         if experience is None or not experience.num_groups:
             return None
         self._write_ahead(prompts, number + 1)
         experience = self.advantages(experience)
         self.rollout_log.add(value_metrics(experience), device=self.device)
         self._adapt(experience)
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, RolloutObserver):
-                callback.on_rollouts(self.trainer, experience, number)
+        for observer in observers:
+            observer.on_rollouts(self.trainer, experience, number)
         return experience
 
     def penalty(self, experience: Experience) -> Float[Tensor, "tokens"]:

@@ -109,21 +109,14 @@ class PPO(PolicyGradientMethod):
         """Computes the loss of policy and critic on a micro-batch of completions."""
         policy = self.score(batch)
         terms = self.policy_terms(batch, policy)
-        if self._warms_up:
-            terms = replace(terms, loss={name: replace(term, coefficient=0.0) for name, term in terms.loss.items()})
         return replace(terms, loss=terms.loss | {"value": self._value_term(batch, policy)})
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Leaves all but the critic without a gradient while it warms up: zeros would count as steps of AdamW's."""
-        if self._warms_up:
-            for name, parameter in self.named_parameters():
-                if not of_critic(name):
-                    parameter.grad = None
+        """Leaves all but the critic without a gradient while it warms up; zeros would count as steps of AdamW's."""
+        if self.global_step < self.critic_warmup_steps:
+            for parameter in (p for name, p in self.named_parameters() if not of_critic(name)):
+                parameter.grad = None
         super().on_before_optimizer_step(optimizer)
-
-    @property
-    def _warms_up(self) -> bool:
-        return self.global_step < self.critic_warmup_steps
 
     def _value_term(self, batch: RolloutBatch, policy: TokenLogps) -> Term:
         critic = self.bundle.critic

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+LEFT_OUT = "left_out"
+"""Below a run's roll-outs: those that it did not train on."""
+
+
 class ReplayEngine:
     """Gives the completions that an online run has kept, in place of sampling.
 
-    The run that replays must ask for what the other one wrote: the same data, order, seeds and group size; a run that
-    left groups out (dynamic sampling, ties of online DPO) kept too little for that. With everything else the same too
-    it is the same run, bit by bit. With another loss or learning rate the completions are not its own, and it learns
-    from them as if they were, unless ``method.rollouts.importance_cap`` weighs them.
+    The run that replays must ask for what the other one wrote: the same data, order, seeds and group size. With
+    everything else the same too it is the same run, bit by bit. With another loss or learning rate the completions are
+    not its own, and it learns from them as if they were, unless ``method.rollouts.importance_cap`` weighs them.
 
     Args:
         folder: The other run's ``rollouts``.
@@ -35,7 +38,8 @@ class ReplayEngine:
 
     def __init__(self, *, folder: str, model: LogprobModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.folder = Path(folder).expanduser()
-        self._files = sorted(self.folder.glob("[0-9]*.parquet"))
+        folders = (self.folder, self.folder / LEFT_OUT)
+        self._files = sorted((path for each in folders for path in each.glob("[0-9]*.parquet")), key=lambda p: p.name)
         self._known: dict[tuple[int, str, int], Rollout] = {}
         if not self._files:
             raise ConfigError(
@@ -56,8 +60,7 @@ class ReplayEngine:
                 if not self._files:
                     raise UserError(
                         f"{self.folder} has no completion {key[2]} of prompt {key[1]} under the seed {key[0]}: replay "
-                        "with the data, seed, data.batch_size and method.rollouts of the run that wrote it. What a run "
-                        "left out (method.rollouts.dynamic_sampling, ties of online DPO and IPO) it has not kept"
+                        "with the data, seed, data.batch_size and method.rollouts of the run that wrote it"
                     )
                 self._read(self._files.pop(0))
         return [self._known[key] for key in keys]

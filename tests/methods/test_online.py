@@ -216,13 +216,27 @@ def test_t24_bootstrap_puts_the_critics_word_in_the_rewards_place():
         assert advantages.tolist() == pytest.approx(expected)
 
 
-def test_a_run_is_replayed_from_disk_bit_by_bit(tmp_path):
-    overrides = (*GRPO_RUN, *SEVERAL)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (*GRPO_RUN, *SEVERAL),
+        (*GRPO_RUN, "method.rollouts.dynamic_sampling=5"),
+        (*ONLINE, "method=online_dpo", "method.rollouts.group_size=2"),
+    ],
+    ids=["all", "dynamic sampling", "ties"],
+)
+def test_a_run_is_replayed_from_disk_bit_by_bit(overrides, tmp_path):
     written = train(job(tmp_path, *overrides), tmp_path / "written")
     replay = (*overrides, "rollout=replay", f"rollout.engine.folder={written / 'rollouts'}")
     replayed = train(job(tmp_path, *replay), tmp_path / "replayed")
     expected, got = exported(written), exported(replayed)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
+    # Some groups were left out, but not where nothing asks for it.
+    left_out = [path.name for path in sorted((written / "rollouts" / "left_out").glob("*.parquet"))]
+    assert bool(left_out) == ("minibatches" not in str(overrides))
+    for name in left_out:
+        table = parquet.read_table(written / "rollouts" / "left_out" / name)
+        assert table.column("advantages").null_count == len(table)
 
 
 def test_a_replay_of_what_was_not_written_says_so(tmp_path):

@@ -1046,9 +1046,9 @@ _PIPELINE = (
         ),
         (
             "the policy learns while the critic warms up",
-            "return self.global_step < self.critic_warmup_steps",
-            "return False",
-            "tests/methods/test_ppo.py::test_only_the_critic_learns_while_it_warms_up",
+            "if self.global_step < self.critic_warmup_steps:",
+            "if False:",
+            "tests/methods/test_critic.py::test_only_the_critic_learns_while_it_warms_up",
         ),
     ),
     *_bugs(
@@ -1117,9 +1117,9 @@ _PIPELINE = (
         "methods/ppo.py",
         (
             "a warm-up counts as steps of the policy",
-            "                    parameter.grad = None\n",
-            "                    pass\n",
-            "tests/methods/test_ppo.py::test_the_policys_first_step_after_the_warm_up_is_a_first_step",
+            "parameter.grad = None",
+            "parameter.grad = 0 * parameter",
+            "tests/methods/test_critic.py::test_the_policys_first_step_after_the_warm_up_is_a_first_step",
         ),
     ),
     *_bugs(
