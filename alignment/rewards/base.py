@@ -6,11 +6,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from alignment.types import Rewards, Rollout
-from alignment.utils.errors import UserError
-
-
-class BrokenJudgeError(UserError):
-    """A judge cannot work at all: no fault of a completion, so that it is never turned into a score."""
 
 
 class Reward(Protocol):

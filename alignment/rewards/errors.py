@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from numbers import Real
 
-from alignment.rewards.base import BrokenJudgeError, Reward
+from alignment.rewards.base import Reward
 from alignment.types import Rewards, Rollout
-from alignment.utils.errors import ConfigError, UserError
+from alignment.utils.errors import BrokenJudgeError, ConfigError, UserError
 
 SHOWN_CHARACTERS = 80
 """How much of a prompt and of a completion a message shows."""

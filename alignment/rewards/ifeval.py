@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from alignment.rewards.base import BrokenJudgeError
 from alignment.rewards.ifeval_checks import CHECKS, Check
 from alignment.rewards.reading import field_names, record_error
 from alignment.types import Rewards, Rollout
-from alignment.utils.errors import UserError, nearest
+from alignment.utils.errors import BrokenJudgeError, UserError, nearest
 
 IDS, ARGUMENTS = "instruction_id_list", "kwargs"
 """The fields of a record, as in the published data."""

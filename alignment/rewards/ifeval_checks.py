@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from alignment.rewards.base import BrokenJudgeError
+from alignment.utils.errors import BrokenJudgeError
 
 Check = Callable[..., bool]
 

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment.rewards.base import BrokenJudgeError
 from alignment.rewards.reading import answer_text, record_error
 from alignment.types import Rewards, Rollout
-from alignment.utils.errors import ConfigError, UserError
+from alignment.utils.errors import BrokenJudgeError, ConfigError, UserError
 
 _WORKER = Path(__file__).with_name("math_worker.py")
 #: What a Python process needs to start and to find its packages; nothing else is handed on.

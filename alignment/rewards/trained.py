@@ -27,10 +27,9 @@ from alignment.data.truncation import Truncation, truncate_prompt
 from alignment.data.views import view
 from alignment.models.backbone import DType, PretrainedModel, auto_class
 from alignment.models.score_model import NUM_LABELS, SequenceScorer, StepScorer, check_score_head
-from alignment.rewards.base import BrokenJudgeError
 from alignment.rewards.errors import BlamedError
 from alignment.types import Head
-from alignment.utils.errors import ConfigError, UserError
+from alignment.utils.errors import BrokenJudgeError, ConfigError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

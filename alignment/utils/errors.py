@@ -42,6 +42,10 @@ class DataError(UserError):
         super().__init__(f"{where}: {message}")
 
 
+class BrokenJudgeError(UserError):
+    """A reward's judge cannot work at all: no fault of a completion, so that it is never turned into a score."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns ``"did you mean 'x'?"`` for the nearest known name, or an empty string.
 

@@ -311,7 +311,7 @@ def test_the_gpus_script_parses_and_stops_when_its_time_is_up(tmp_path):
         ["bash", str(FOLDER / "gpu.sh"), str(tmp_path)], check=True, capture_output=True, text=True, env=environment
     )
     assert done.stderr == ""
-    names = ("training_step_tiny", "prefix_sharing_tiny", "training_step_more")
+    names = ("training_step_tiny", "prefix_sharing_tiny", "training_step_more", "grpo_step")
     assert (tmp_path / "skipped.txt").read_text("utf-8").splitlines() == [f"{name}: no time left" for name in names]
     assert json.loads((tmp_path / "versions.json").read_text("utf-8"))["torch"] == torch.__version__
 

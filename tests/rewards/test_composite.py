@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from alignment.cli.app import check, parse
 from alignment.config.compose import compose, task_config
 from alignment.rewards.answer import AnswerReward
-from alignment.rewards.base import BrokenJudgeError
 from alignment.rewards.composite import CompositeReward
 from alignment.rewards.errors import checked_scores
 from alignment.rewards.length import LengthReward
 from alignment.types import Rewards, Rollout
-from alignment.utils.errors import ConfigError, UserError
+from alignment.utils.errors import BrokenJudgeError, ConfigError, UserError
 
 COMMAND = [
     "reward=composite",

@@ -14,12 +14,11 @@ from omegaconf import OmegaConf
 from alignment.config.paths import conf_dir
 from alignment.data.records import RecordKind
 from alignment.data.sources import FileSource
-from alignment.rewards.base import BrokenJudgeError
 from alignment.rewards.errors import checked_scores
 from alignment.rewards.ifeval import loose_texts
 from alignment.rewards.ifeval_checks import CHECKS, compare, count_sentences, words
 from alignment.types import Rewards, Rollout
-from alignment.utils.errors import UserError
+from alignment.utils.errors import BrokenJudgeError, UserError
 
 CONFIG = OmegaConf.load(conf_dir() / "reward" / "ifeval.yaml")
 ENGLISH = "The quick brown fox jumps over the lazy dog while the children are watching from the window"

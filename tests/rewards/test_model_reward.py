@@ -19,10 +19,9 @@ from alignment.data.worlds.tokenizer import world_tokenizer
 from alignment.models.backbone import PretrainedModel
 from alignment.models.export import export
 from alignment.models.score_model import SequenceScorer
-from alignment.rewards.base import BrokenJudgeError
 from alignment.rewards.model import ModelReward, aggregated
 from alignment.types import Head, Rollout
-from alignment.utils.errors import ConfigError, UserError
+from alignment.utils.errors import BrokenJudgeError, ConfigError, UserError
 
 FAMILIES = ["gpt2", "llama", "qwen2"]
 CHAT = [{"role": "user", "content": "Write a casual review of the soup at the castle."}]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from alignment.rewards.base import BrokenJudgeError
-from alignment.utils.errors import ConfigError
+from alignment.utils.errors import BrokenJudgeError, ConfigError
 
 SMALLEST = {"memory_bytes": 64 * 2**20, "output_bytes": 1024, "tmp_bytes": 64 * 1024}
 """Below this the interpreter itself does not start, or has nowhere to write."""
