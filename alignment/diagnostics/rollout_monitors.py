@@ -78,22 +78,29 @@ class KLRunaway(Monitor):
         return words, {"kl_nats": found}
 
 
+_SELF_BLEU = "fresh/diversity/self_bleu"
+
+
 class ModeCollapse(Monitor):
     """Warns when the policy writes the same things over and over.
 
     Args:
         min_entropy_share: Part of the first steps' entropy a token that must be left.
         min_distinct_share: Part of the start's different bigrams of fresh samples that must be left.
+        min_unlike_share: The same of what self-BLEU leaves to 1: how unlike each other fresh samples are.
         folder: The run's folder.
     """
 
     name = "mode_collapse"
 
-    def __init__(self, *, min_entropy_share: Share, min_distinct_share: Share, folder: Path) -> None:
+    def __init__(
+        self, *, min_entropy_share: Share, min_distinct_share: Share, min_unlike_share: Share, folder: Path
+    ) -> None:
         super().__init__(folder=folder)
         self.shares = {
             "train/policy/entropy_nats": min_entropy_share,
             "fresh/diversity/distinct_2": min_distinct_share,
+            _SELF_BLEU: min_unlike_share,
         }
         self.first: dict[str, float] = {}
 
@@ -115,9 +122,12 @@ class ModeCollapse(Monitor):
             if now is None:
                 continue
             first = self.first.setdefault(name, now)
-            if now < share * first:
+            is_likeness = name == _SELF_BLEU
+            left, whole = (1 - now, 1 - first) if is_likeness else (now, first)
+            if left < share * whole:
+                moved = "risen" if is_likeness else "fallen"
                 words = (
-                    f"{name} has fallen from {first:.3g} to {now:.3g}: completions become alike, and there is nothing "
+                    f"{name} has {moved} from {first:.3g} to {now:.3g}: completions become alike, and there is nothing "
                     "left to compare. Raise method.kl.coefficient, lower optim.lr, or stop earlier"
                 )
                 return words, {"first": first, "now": now}

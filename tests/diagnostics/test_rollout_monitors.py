@@ -45,7 +45,7 @@ def test_collapse_is_a_fall_of_entropy_or_of_diversity(tmp_path):
     for name in ("train/policy/entropy_nats", "fresh/diversity/distinct_2"):
         folder = tmp_path / name.replace("/", "_")
         folder.mkdir()
-        monitor = ModeCollapse(min_entropy_share=0.2, min_distinct_share=0.5, folder=folder)
+        monitor = ModeCollapse(min_entropy_share=0.2, min_distinct_share=0.5, min_unlike_share=0.5, folder=folder)
         look(monitor, 1, ONLINE | {name: 1.0})
         look(monitor, 2, ONLINE | {name: 0.6})
         assert steps(folder) == []
@@ -53,8 +53,19 @@ def test_collapse_is_a_fall_of_entropy_or_of_diversity(tmp_path):
         assert steps(folder) == [3]
 
 
+def test_samples_that_become_alike_are_told_by_what_self_bleu_leaves(tmp_path):
+    """From .2 to .6: half of what was unlike is gone. With .65 less than half is left."""
+    monitor = ModeCollapse(min_entropy_share=0.2, min_distinct_share=0.5, min_unlike_share=0.5, folder=tmp_path)
+    for step, value in ((1, 0.2), (2, 0.1), (3, 0.59)):
+        look(monitor, step, ONLINE | {"fresh/diversity/self_bleu": value})
+    assert steps(tmp_path) == []
+    look(monitor, 4, ONLINE | {"fresh/diversity/self_bleu": 0.65})
+    assert steps(tmp_path) == [4]
+    assert "fresh/diversity/self_bleu has risen from 0.2 to 0.65" in (tmp_path / "warnings.jsonl").read_text()
+
+
 def test_collapse_is_no_matter_of_offline_methods(tmp_path):
-    monitor = ModeCollapse(min_entropy_share=0.2, min_distinct_share=0.5, folder=tmp_path)
+    monitor = ModeCollapse(min_entropy_share=0.2, min_distinct_share=0.5, min_unlike_share=0.5, folder=tmp_path)
     for entropy in (1.0, 0.01):
         look(monitor, 1, {"train/policy/entropy_nats": entropy})
     assert steps(tmp_path) == []

@@ -1138,6 +1138,15 @@ _PIPELINE = (
         ),
     ),
     *_bugs(
+        "diagnostics/rollout_monitors.py",
+        (
+            "likeness is taken for diversity",
+            "(1 - now, 1 - first) if is_likeness else (now, first)",
+            "(now, first)",
+            "tests/diagnostics/test_rollout_monitors.py",
+        ),
+    ),
+    *_bugs(
         "methods/kl.py",
         (
             "the coefficient may turn its sign",
