@@ -278,6 +278,7 @@ class TokenLogps(OnDevice):
         collision_logps: log of the sum over the vocabulary of p(. | prefix)^2, in nats, without gradient: the
             log-probability that two draws are the same token. There when it was asked for.
         entropies: Of p(. | prefix), in nats, without gradient. There when they were asked for.
+        ranks: How many tokens are likelier than the scored one: 0 is greedy. There when they were asked for.
         values: Of the value head on the same trunk. There when they were asked for.
     """
 
@@ -288,6 +289,7 @@ class TokenLogps(OnDevice):
     is_greedy: Bool[Tensor, "tokens"] | None = None
     collision_logps: Float[Tensor, "tokens"] | None = None
     entropies: Float[Tensor, "tokens"] | None = None
+    ranks: Int[Tensor, "tokens"] | None = None
     values: Values | None = None
 
     @property

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What one CUDA GPU can tell, in under nine minutes: training steps in bf16 with their share of the device's peak, what
-# prefix sharing saves, and a step of GRPO. JSON and pages go to the folder given, or to $OUT.
+# prefix sharing saves under each attention kernel, and a step of GRPO. JSON and pages go to the folder given, or to $OUT.
 #
 #   benchmarks/gpu.sh FOLDER
 #   DEVICE=cpu SHAPES=tiny benchmarks/gpu.sh /tmp/gpu        # the same commands, to see that they run
@@ -68,6 +68,9 @@ else
 fi
 for shape in $SHAPES; do
   bounded "prefix_sharing_$shape" prefix_sharing.py --shape "$shape" "${tokens[@]}"
+done
+for kernel in flex varlen; do
+  bounded "prefix_sharing_$kernel" prefix_sharing.py --shape "${SHAPES%% *}" --kernel "$kernel" "${tokens[@]}"
 done
 if has hydra && has lightning && has datasets && has pydantic; then
   steps training_step_more --shape "${SHAPES%% *}" --method dpo_frozen_copy sft

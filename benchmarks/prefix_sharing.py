@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from fractions import Fraction
 from statistics import median
+from typing import get_args
 
 import torch
 from shapes import SHAPES
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from alignment.data.collate import TokenSequence, token_batch
+from alignment.models.kernels import Kernel
 from alignment.models.logprob_model import LogprobModel
 from alignment.types import Layout, TokenBatch
 
@@ -35,6 +37,7 @@ def main() -> None:
     made.add_argument("--shape", choices=SHAPES, default="stories15M")
     made.add_argument("--completion", type=int, default=128, help="tokens of each completion")
     made.add_argument("--pairs", type=int, default=2)
+    made.add_argument("--kernel", choices=get_args(Kernel), default="sdpa", help="of a row's attention, on a GPU")
     made.add_argument("--name", default="prefix_sharing", help="of the two files")
     args = made.parse_args()
     if args.threads:
@@ -43,7 +46,7 @@ def main() -> None:
     torch.manual_seed(1)
     config = AutoConfig.for_model(shape.architecture, **(shape.config | {"max_position_embeddings": 16384}))
     backbone = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, args.dtype))
-    model = LogprobModel(backbone.to(args.device), chunk_tokens=1024, layout=Layout.PREFIX_SHARED)
+    model = LogprobModel(backbone.to(args.device), chunk_tokens=1024, layout=Layout.PREFIX_SHARED, kernel=args.kernel)
     result = Result(args, "ratios")
     for ratio in RATIOS:
         prompt = max(1, round(Fraction(ratio) * args.completion))
@@ -135,8 +138,8 @@ def page(result: Result) -> list[str]:
         "scores the completions' tokens in both, which no sharing saves."
     )
     lines = heading("Sharing a pair's prompt", "python benchmarks/prefix_sharing.py", result, about)
-    lines += [f"{asked['shape']}, {asked['pairs']} pairs, completions of {asked['completion']} tokens, median of"]
-    lines += [f"{asked['repetitions']} repetitions."]
+    lines += [f"{asked['shape']}, attention by {asked['kernel']}, {asked['pairs']} pairs, completions of"]
+    lines += [f"{asked['completion']} tokens, median of {asked['repetitions']} repetitions."]
     rows: list[str] = []
     for ratio, found in result["ratios"].items():
         most = bound(found["prompt"], asked["completion"])

@@ -38,7 +38,7 @@ class SFT(OfflineMethod):
 
     def terms(self, batch: SFTBatch) -> Terms:
         """Computes the cross-entropy of a micro-batch."""
-        policy = self.policy(batch.tokens, entropy=self.is_logged)
+        policy = self.policy(batch.tokens, entropy=self.is_logged, rank=self.is_logged)
         losses = sft_loss(token_logps=policy.token_logps)
         token_weights = batch.weights[policy.sequence_index]
         if self.normaliser == "token":
@@ -54,6 +54,8 @@ class SFT(OfflineMethod):
             "policy/token_accuracy": (policy.is_greedy.float(), token_weights * completion),
             "length/completion_tokens": (policy.num_tokens, batch.weights),
         }
+        if policy.ranks is not None:
+            metrics["policy/top5_accuracy"] = ((policy.ranks < 5).float(), token_weights * completion)
         if policy.entropies is not None:
             metrics["policy/entropy_nats"] = (policy.entropies, token_weights * completion)
         return Terms(loss={"nll": term}, metrics=metrics)

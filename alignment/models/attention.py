@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from alignment.models.kernels import Blocks, Runs
 from alignment.types import Segments
 
 #: The name under which transformers knows it.
@@ -36,19 +37,22 @@ def segmented_attention(
     value: Float[Tensor, "rows kv_heads width size"],
     attention_mask: Tensor | None,
     *,
-    segments: Segments | None = None,
+    segments: Segments | Blocks | Runs | None = None,
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "rows width heads size"], None]:
     """Computes a layer's attention; the signature is transformers'.
 
     On a CPU the sequences are computed one by one, and a prompt's attention once for all of its completions. Elsewhere,
-    and in a compiled graph, they are put side by side, padded, into one call: attention alone is padded then.
+    and in a compiled graph, they are put side by side, padded, into one call: attention alone is padded then. Where
+    another kernel was prepared for the row (:mod:`alignment.models.kernels`), that one computes it.
     """
     if segments is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **options
         )
+    if not isinstance(segments, Segments):
+        return segments.attend(module, query, key, value, window=sliding_window, options=options), None
     attend = partial(_attend, module, window=sliding_window, options=options)
     if query.device.type == "cpu" and not torch.compiler.is_compiling():
         return _one_by_one(query, key, value, segments, attend), None
@@ -91,10 +95,12 @@ def _attend(
     columns = key.shape[2]
     if before == 0 and (window is None or columns <= window):
         return sdpa_attention_forward(module, query, key, value, None, **options)[0]
-    block = max(1, MASK_NUMBERS // columns)
+    # So many blocks of queries, each of a size that a compiled graph need not know: it is made for their number.
+    count = -(-query.shape[2] // max(1, MASK_NUMBERS // columns))
+    block = -(-query.shape[2] // count)
     outputs: list[Tensor] = []
-    for first in range(0, query.shape[2], block):
-        last = min(first + block, query.shape[2])
+    for number in range(count):
+        first, last = number * block, min((number + 1) * block, query.shape[2])
         begin = 0 if window is None else max(0, before + first - window + 1)
         seen = slice(begin, before + last)
         mask = _mask(before + first - begin, last - first, before + last - begin, window, like=query)

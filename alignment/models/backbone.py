@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from alignment.data.tokenizer import TokenizerOptions, load_tokenizer, with_own_pad_token
+from alignment.models.kernels import plain_attention
 from alignment.models.layout import LayoutChoice
 from alignment.models.score_model import NUM_LABELS, score_head, score_head_name
 from alignment.types import Head
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DType = Literal["float32", "bfloat16"]
-Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Attention = Literal["sdpa", "flex", "varlen", "eager", "flash_attention_2"]
 
 
 class ModelSource(Protocol):
@@ -65,7 +66,7 @@ class PretrainedModel:
         path: A folder, or a hub name such as ``HuggingFaceTB/SmolLM2-135M-Instruct``.
         revision: The hub's commit, branch or tag; ``None`` for the default branch.
         dtype: Type of the weights in memory.
-        attention: Attention implementation.
+        attention: Attention implementation; ``flex`` and ``varlen`` are sdpa but for several sequences in a row.
         quantization: ``4bit`` loads the base weights in NF4 through bitsandbytes (GPU, with an adapter).
         gradient_checkpointing: Recompute activations in the backward pass, block by block.
         compile: Compile the decoder with ``torch.compile``.
@@ -138,7 +139,7 @@ class PretrainedModel:
                 revision=self.revision,
                 config=config,
                 dtype=getattr(torch, self.dtype),
-                attn_implementation=self.attention,
+                attn_implementation=plain_attention(self.attention),
                 use_safetensors=True,
                 trust_remote_code=False,
                 quantization_config=quantization,
@@ -298,7 +299,7 @@ class RandomModel:
             model = auto_class(head).from_config(
                 for_head(self.config(), head, pad_id=self._tokenizer.pad_token_id),
                 dtype=getattr(torch, self.dtype),
-                attn_implementation=self.attention,
+                attn_implementation=plain_attention(self.attention),
             )
         if head is Head.LANGUAGE:
             model.generation_config.eos_token_id = self._tokenizer.eos_token_id

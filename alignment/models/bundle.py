@@ -10,6 +10,7 @@ from alignment.data.encoding import tokenizer_hash
 from alignment.data.tokenizer import with_own_pad_token
 from alignment.models.adapters import adapter_for, apply_adapter
 from alignment.models.critic import Critic
+from alignment.models.kernels import Kernel, kernel_of
 from alignment.models.layout import check_layout, choose_layout
 from alignment.models.logprob_model import LOGPROB_PATH_VERSION, LogprobModel, check_head
 from alignment.models.references import Reference
@@ -48,6 +49,7 @@ class ModelBundle:
     Attributes:
         tokenizer: The trained model's.
         layout: How the models' batches are laid out.
+        kernel: What computes the attention of several sequences in one row.
         why_layout: In words.
         trained: Set by :meth:`build`.
         reference: Set by :meth:`build` when one is configured.
@@ -77,6 +79,14 @@ class ModelBundle:
         self.loaded_models = 0
         self.layout, self.why_layout = choose_layout(source.layout, config=source.config(), attention=source.attention)
         logger.info("layout %s: %s", self.layout, self.why_layout)
+        self.kernel: Kernel = kernel_of(source.attention)
+        if source.compile and self.kernel != "sdpa":
+            raise ConfigError(
+                "model.compile",
+                got=True,
+                expected=f"false with model.attention={source.attention}",
+                hint="that kernel is compiled by itself",
+            )
         self._build_reference, self._build_critic = reference, critic
         self._seed = seed
 
@@ -126,7 +136,7 @@ class ModelBundle:
     def load_start(self) -> LogprobModel:
         """Loads the starting weights once more, frozen: a reference, or what fresh samples are compared with."""
         self.loaded_models += 1
-        model = LogprobModel(self.source.load(), chunk_tokens=self.source.chunk_tokens, layout=self.layout)
+        model = self._scored(self.source.load())
         return model.requires_grad_(False).eval()
 
     def reference_key(self, data: DataModule, *, precision: str) -> dict[str, Any]:
@@ -144,6 +154,9 @@ class ModelBundle:
             "logprob_version": LOGPROB_PATH_VERSION,
         }
 
+    def _scored(self, backbone: Any) -> LogprobModel:
+        return LogprobModel(backbone, chunk_tokens=self.source.chunk_tokens, layout=self.layout, kernel=self.kernel)
+
     def _load_trained(self) -> TrainedModel:
         model = self.source.load(self.head, seed=self._seed)
         self.loaded_models += 1
@@ -153,12 +166,12 @@ class ModelBundle:
         if self.adapter is not None:
             backbone = apply_adapter(model, adapter_for(self.adapter, model, self.head), seed=self._seed)
         if self.head is Head.LANGUAGE:
-            policy = LogprobModel(backbone, chunk_tokens=self.source.chunk_tokens, layout=self.layout)
+            policy = self._scored(backbone)
             check_head(policy)
             check_layout(policy)
             return policy.train()
         scorer = SequenceScorer if self.head is Head.SCORE else StepScorer
-        judge = scorer(backbone, layout=self.layout).eval()
+        judge = scorer(backbone, layout=self.layout, kernel=self.kernel).eval()
         check_score_head(judge)
         check_layout(judge)
         return judge.train()

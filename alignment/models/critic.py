@@ -75,7 +75,7 @@ class SeparateCritic:
         model = own.load(Head.SCORE)
         if not any(name.endswith("ForSequenceClassification") for name in own.config().architectures or ()):
             nn.init.zeros_(score_head(model).weight)
-        self.model: StateValues | None = StateValues(model, layout=policy.layout).eval()
+        self.model: StateValues | None = StateValues(model, layout=policy.layout, kernel=policy.kernel).eval()
         check_layout(self.model)
         self.model.train()
         self.lr = lr

@@ -6,13 +6,14 @@ how rows are laid out; sharding, compiling and activation checkpointing all see 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from alignment.models.attention import SEGMENTED
+from alignment.models.kernels import Kernel, prepare
 from alignment.models.reading import values_at
 from alignment.ops.logprobs import chunked_head
 from alignment.types import Layout, TokenBatch, TokenLogps
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: Changes whenever the path's numbers may change: it is part of the reference cache's key.
-LOGPROB_PATH_VERSION = 3
+LOGPROB_PATH_VERSION = 4
 
 
 class BackboneModule(nn.Module):
@@ -32,16 +33,21 @@ class BackboneModule(nn.Module):
     Args:
         backbone: The Hugging Face model, or the PeftModel around it.
         layout: How its batches are to be laid out; padded ones it takes too.
+        kernel: What computes the attention of several sequences in one row.
 
     Attributes:
         backbone: As given: for generation, adapters and export.
         layout: As given.
+        kernel: As given.
     """
 
-    def __init__(self, backbone: PreTrainedModel | PeftModel, *, layout: Layout = Layout.PADDED) -> None:
+    def __init__(
+        self, backbone: PreTrainedModel | PeftModel, *, layout: Layout = Layout.PADDED, kernel: Kernel = "sdpa"
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.layout = layout
+        self.kernel: Kernel = kernel
         if layout is not Layout.PADDED:
             self.hf_model.set_attn_implementation(SEGMENTED)
 
@@ -52,12 +58,15 @@ class BackboneModule(nn.Module):
 
     def last_hidden(self, batch: TokenBatch) -> Float[Tensor, "positions hidden"]:
         """Runs the trunk; rows and columns are flat, as ``predictor_index`` counts them."""
-        mask, options = batch.attention_mask, {}
+        model, mask, options = self.hf_model, batch.attention_mask, dict[str, Any]()
         if batch.segments is not None:
             # A mask of four dimensions reaches the attention as it is, which has no use for it: else transformers
             # would make one over the whole row.
-            mask, options = batch.input_ids.new_zeros(1, 1, 1, 1, dtype=torch.bool), {"segments": batch.segments}
-        output = self.hf_model.base_model(
+            mask = batch.input_ids.new_zeros(1, 1, 1, 1, dtype=torch.bool)
+            options["segments"] = prepare(
+                batch.segments, self.kernel, config=model.config, device=mask.device, dtype=model.dtype
+            )
+        output = model.base_model(
             input_ids=batch.input_ids,
             attention_mask=mask,
             position_ids=batch.position_ids,
@@ -74,15 +83,21 @@ class LogprobModel(BackboneModule):
         backbone: The Hugging Face model, or the PeftModel around it.
         chunk_tokens: Scored tokens whose logits exist at a time, in fp32; a head of another type is copied whole.
         layout: How its batches are to be laid out.
+        kernel: What computes the attention of several sequences in one row.
 
     Attributes:
         value_head: A critic's layer on this trunk; ``None`` without one.
     """
 
     def __init__(
-        self, backbone: PreTrainedModel | PeftModel, *, chunk_tokens: int, layout: Layout = Layout.PADDED
+        self,
+        backbone: PreTrainedModel | PeftModel,
+        *,
+        chunk_tokens: int,
+        layout: Layout = Layout.PADDED,
+        kernel: Kernel = "sdpa",
     ) -> None:
-        super().__init__(backbone, layout=layout)
+        super().__init__(backbone, layout=layout, kernel=kernel)
         self.chunk_tokens = chunk_tokens
         self.value_head: nn.Linear | None = None
 
@@ -92,6 +107,7 @@ class LogprobModel(BackboneModule):
         temperature: float = 1.0,
         collision: bool = False,
         entropy: bool = False,
+        rank: bool = False,
         values: bool = False,
     ) -> TokenLogps:
         """Scores a batch.
@@ -101,6 +117,7 @@ class LogprobModel(BackboneModule):
             temperature: Divides the logits, as in sampling.
             collision: Whether to give ``collision_logps`` too.
             entropy: Whether to give ``entropies`` too.
+            rank: Whether to give ``ranks`` too.
             values: Whether to give ``values`` too, by the value head.
 
         Returns:
@@ -120,6 +137,8 @@ class LogprobModel(BackboneModule):
             chunk_tokens=self.chunk_tokens,
             collision=collision,
             entropy=entropy,
+            rank=rank,
+            half=half_for_products(head.weight),
         )
         return TokenLogps(
             token_logps=scored.logps,
@@ -129,8 +148,18 @@ class LogprobModel(BackboneModule):
             is_greedy=scored.is_greedy,
             collision_logps=scored.collision_logps,
             entropies=scored.entropies,
+            ranks=scored.ranks,
             values=values_at(hidden, batch, head=self.value_head) if values and self.value_head is not None else None,
         )
+
+
+def half_for_products(weight: Tensor) -> torch.dtype | None:
+    """Returns the half precision that a head's products are made in: on a GPU autocast's, or the weights' own."""
+    if weight.device.type != "cuda":
+        return None
+    if torch.is_autocast_enabled("cuda"):
+        return torch.get_autocast_dtype("cuda")
+    return weight.dtype if weight.dtype in (torch.bfloat16, torch.float16) else None
 
 
 def unwrap(backbone: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -6,13 +6,14 @@ The plain computation holds T x V logits, their softmax and their gradient. Here
 reduced to its log-sum-exp in place, and the backward pass projects it again: all but the last one, whose softmax
 waits for the backward pass, which begins with it. At most one chunk exists at a time, and where there is but one
 nothing is computed twice. Logits, softmax and the sums over them are in fp32 (fp64 for fp64 inputs) whatever the
-weights' type.
+weights' type. What the products are of may be half precision: their sums, which logits are, stay in fp32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,12 +30,15 @@ class HeadOutput(NamedTuple):
         collision_logps: log sum_v p(v)^2 in nats, without gradient: the log-probability that two draws give the same
             token. There when it was asked for.
         entropies: -sum_v p(v) log p(v) in nats, without gradient. There when it was asked for.
+        ranks: How many tokens are likelier than the target: 0 is greedy, below k is among the top k. There when it
+            was asked for.
     """
 
     logps: Float[Tensor, "T"]
     is_greedy: Bool[Tensor, "T"]
     collision_logps: Float[Tensor, "T"] | None
     entropies: Float[Tensor, "T"] | None
+    ranks: Int[Tensor, "T"] | None
 
 
 #: Rows of a chunk that a sum over the vocabulary needs a copy of at a time.
@@ -53,6 +57,8 @@ def chunked_head(
     chunk_tokens: int = 1024,
     collision: bool = False,
     entropy: bool = False,
+    rank: bool = False,
+    half: torch.dtype | None = None,
 ) -> HeadOutput:
     """Projects hidden states onto the vocabulary, a chunk at a time, and keeps what is asked of each token.
 
@@ -71,6 +77,10 @@ def chunked_head(
             fp32 is copied to it, another V * H * 4 bytes, and its gradient is summed in as many.
         collision: Whether to give ``collision_logps``.
         entropy: Whether to give ``entropies``.
+        rank: Whether to give ``ranks``.
+        half: Half precision to multiply in, where the device has units for it. Weights and hidden states are rounded
+            to it if they are not in it already, and in the backward pass the gradients of logits, which takes half a
+            chunk more. Products are summed in fp32.
 
     Example:
         >>> hidden, weight = torch.zeros(2, 4), torch.zeros(8, 4)
@@ -79,10 +89,9 @@ def chunked_head(
     """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
-    head = _Head(scale=scale, softcap=softcap, temperature=temperature)
-    return HeadOutput(
-        *_ChunkedHead.apply(hidden, weight, bias, targets, head, chunk_tokens, collision, entropy)  # type: ignore[misc]
-    )
+    head = _Head(scale=scale, softcap=softcap, temperature=temperature, half=half)
+    asked = _Asked(collision, entropy, rank)
+    return HeadOutput(*_ChunkedHead.apply(hidden, weight, bias, targets, head, chunk_tokens, asked))  # type: ignore[misc]
 
 
 def plain_token_logps(
@@ -97,6 +106,14 @@ def _accurate(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+class _Asked(NamedTuple):
+    """What is given beside the log-probs."""
+
+    collision: bool
+    entropy: bool
+    rank: bool
+
+
 @dataclass(frozen=True)
 class _Head:
     """What happens to a projection on its way to the softmax."""
@@ -104,22 +121,37 @@ class _Head:
     scale: float
     softcap: float | None
     temperature: float
+    half: torch.dtype | None
+
+    def factor(self, tensor: Tensor) -> Tensor:
+        """Returns a factor of a product as it is multiplied."""
+        return _accurate(tensor) if self.half is None else tensor.to(self.half)
 
     def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Returns a chunk's final logits."""
-        # Multiplied before the projection: H numbers a row instead of V.
+        """Returns a chunk's final logits; the weight is a factor already, hidden states and bias are not."""
         factor = self.scale / (self.temperature if self.softcap is None else self.softcap)
-        rows = hidden if factor == 1.0 else hidden * factor
-        projected = rows @ weight.T if bias is None else torch.addmm(bias * factor, rows, weight.T)
+        bias = None if bias is None else _accurate(bias) * factor
+        if self.half is not None:
+            projected = _product(hidden.to(self.half), weight.T)
+            projected = projected if factor == 1.0 else projected.mul_(factor)
+            projected = projected if bias is None else projected.add_(bias)
+        else:
+            # Multiplied before the projection: H numbers a row instead of V.
+            rows = _accurate(hidden) if factor == 1.0 else _accurate(hidden) * factor
+            projected = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
         return projected if self.softcap is None else projected.tanh_().mul_(self.softcap / self.temperature)
 
-    def slope(self, logits: Tensor) -> Tensor | float:
-        """Returns the derivative of final logits with respect to the bare projection."""
-        slope = self.scale / self.temperature
+    @property
+    def slope(self) -> float:
+        """The derivative of final logits with respect to the bare projection, but for a soft cap's part of it."""
+        return self.scale / self.temperature
+
+    def bend(self, logits: Tensor) -> Tensor | None:
+        """Returns a soft cap's part of that derivative; ``None`` without one."""
         if self.softcap is None:
-            return slope
+            return None
         bounded = logits * (self.temperature / self.softcap)
-        return bounded.square_().neg_().add_(1).mul_(slope)
+        return bounded.square_().neg_().add_(1)
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -132,22 +164,23 @@ class _ChunkedHead(torch.autograd.Function):
         targets: Tensor,
         head: _Head,
         chunk_tokens: int,
-        collision: bool,
-        entropy: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        asked: _Asked,
+    ) -> tuple[Tensor | None, ...]:
         with torch.autocast(hidden.device.type, enabled=False):
-            weight_a = _accurate(weight)
-            bias_a = None if bias is None else _accurate(bias)
-            num_tokens = len(hidden)
-            logps, normalisers, collisions, entropies = (weight_a.new_empty(num_tokens) for _ in range(4))
-            is_greedy = torch.empty(num_tokens, dtype=torch.bool, device=hidden.device)
+            factor = head.factor(weight)
+            num_tokens, places_of = len(hidden), partial(torch.empty, len(hidden), device=hidden.device)
+            exact = torch.promote_types(hidden.dtype, torch.float32)
+            logps, normalisers, collisions, entropies = (places_of(dtype=exact) for _ in range(4))
+            is_greedy, ranks = places_of(dtype=torch.bool), places_of(dtype=torch.long)
             powers = total = None
             for start in range(0, num_tokens, chunk_tokens):
                 powers = None  # makes room for the next chunk
                 chunk = slice(start, start + chunk_tokens)
-                logits = head.logits(_accurate(hidden[chunk]), weight_a, bias_a)
+                logits = head.logits(hidden[chunk], factor, bias)
                 places = targets[chunk, None]
                 largest, at_target = logits.amax(-1, keepdim=True), logits.gather(-1, places)
+                if asked.rank:
+                    ranks[chunk] = _row_sums(torch.gt, logits, at_target)
                 powers = logits.sub_(largest).exp_()
                 del logits
                 total = powers.sum(-1, keepdim=True)
@@ -155,10 +188,10 @@ class _ChunkedHead(torch.autograd.Function):
                 logps[chunk] = (at_target - normaliser)[:, 0]
                 is_greedy[chunk] = (at_target >= largest)[:, 0]
                 normalisers[chunk] = normaliser[:, 0]
-                if collision:
-                    collisions[chunk] = _row_sums(torch.square, powers).log() - 2 * total[:, 0].log()
-                if entropy:
-                    powers_log = _row_sums(lambda rows: torch.xlogy(rows, rows), powers)
+                if asked.collision:
+                    collisions[chunk] = _row_sums(torch.mul, powers, powers).log() - 2 * total[:, 0].log()
+                if asked.entropy:
+                    powers_log = _row_sums(torch.xlogy, powers, powers)
                     entropies[chunk] = total[:, 0].log() - powers_log / total[:, 0]
             # The last chunk waits as (softmax - onehot(target)) * total. With a soft cap it would take the logits too.
             ctx.kept = None
@@ -166,44 +199,47 @@ class _ChunkedHead(torch.autograd.Function):
                 ctx.kept = powers.scatter_add_(-1, targets[-len(powers) :, None], -total), total
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
         ctx.head, ctx.chunk_tokens = head, chunk_tokens
-        ctx.mark_non_differentiable(is_greedy, collisions, entropies)
-        return logps, is_greedy, collisions if collision else None, entropies if entropy else None
+        ctx.mark_non_differentiable(is_greedy, collisions, entropies, ranks)
+        return (
+            logps,
+            is_greedy,
+            collisions if asked.collision else None,
+            entropies if asked.entropy else None,
+            ranks if asked.rank else None,
+        )
 
     @staticmethod
     def backward(ctx: Any, grad_logps: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        weight_a = _accurate(weight)
-        bias_a = None if bias is None else _accurate(bias)
+        head: _Head = ctx.head
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = grad_bias = None
         kept: tuple[Tensor, Tensor] | None = ctx.kept
         if len(hidden) > ctx.chunk_tokens:
             ctx.kept = None  # makes room for the other chunks; another backward pass projects this one again too
         with torch.autocast(hidden.device.type, enabled=False):
+            factor = head.factor(weight)
             for start in reversed(range(0, len(hidden), ctx.chunk_tokens)):
                 chunk = slice(start, start + ctx.chunk_tokens)
-                rows, grad = _accurate(hidden[chunk]), -grad_logps[chunk, None]
+                grad = -grad_logps[chunk, None]
                 if kept is not None:
                     delta, total = kept
-                    grad = grad * (ctx.head.slope(delta) / total)
+                    grad = grad * (head.slope / total)
                 else:
-                    logits = ctx.head.logits(rows, weight_a, bias_a)
-                    slope = ctx.head.slope(logits)
-                    delta = logits.sub_(normalisers[chunk, None]).exp_()
-                    delta.scatter_add_(-1, targets[chunk, None], delta.new_full((len(delta), 1), -1.0))
-                    if isinstance(slope, Tensor):
-                        delta *= slope
-                    else:
-                        grad = grad * slope
+                    grad = grad * head.slope
+                    logits = head.logits(hidden[chunk], factor, bias)
+                    delta = _minus_onehot_(logits, targets[chunk], normalisers[chunk], head)
+                kept = logits = None
                 # delta * grad is the gradient of the projection
+                delta = head.factor(delta)
                 if grad_hidden is not None:
-                    grad_hidden[chunk] = ((delta @ weight_a) * grad).to(hidden.dtype)
+                    grad_hidden[chunk] = (_product(delta, factor) * grad).to(hidden.dtype)
                 if wants_weight:
-                    grad_weight = _add_product(grad_weight, delta.T, rows * grad)
+                    grad_weight = _add_product(grad_weight, delta.T, head.factor(_accurate(hidden[chunk]) * grad))
                 if wants_bias:
-                    grad_bias = _add_product(grad_bias, delta.T, grad)
-                kept = delta = logits = None
+                    grad_bias = _add_product(grad_bias, delta.T, head.factor(grad))
+                delta = None
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -212,15 +248,39 @@ class _ChunkedHead(torch.autograd.Function):
             None,
             None,
             None,
-            None,
         )
 
 
-def _row_sums(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Sums a function of each row, a few rows at a time: a copy of all would be another chunk."""
-    return torch.cat([function(rows).sum(-1) for rows in torch.split(values, _ROWS)])
+def _minus_onehot_(logits: Tensor, targets: Tensor, normalisers: Tensor, head: _Head) -> Tensor:
+    """Makes a chunk's softmax less onehot(target) of its final logits in place, times what a soft cap bends."""
+    # A soft cap's part is another chunk, unless it is made for a few rows at a time.
+    rows = len(logits) if head.softcap is None else _ROWS
+    pieces = (torch.split(tensor, rows) for tensor in (logits, targets, normalisers))
+    for part, places, normaliser in zip(*pieces, strict=True):
+        bent = head.bend(part)
+        part.sub_(normaliser[:, None]).exp_()
+        part.scatter_add_(-1, places[:, None], part.new_full((len(part), 1), -1.0))
+        if bent is not None:
+            part.mul_(bent)
+        bent = None
+    return logits
+
+
+def _row_sums(function: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
+    """Sums a function of each row, a few rows at a time: its values for all would be another chunk."""
+    parts = zip(torch.split(left, _ROWS), torch.split(right, _ROWS), strict=True)
+    return torch.cat([function(*rows).sum(-1) for rows in parts])
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Returns left @ right with sums in fp32, for factors in half precision too."""
+    if left.dtype in (torch.float32, torch.float64):
+        return left @ right
+    return torch.mm(left, right, out_dtype=torch.float32) if left.is_cuda else left.float() @ right.float()
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     """Returns total + left @ right, in the memory of ``total`` if there is one."""
-    return left @ right if total is None else total.addmm_(left, right)
+    if total is None:
+        return _product(left, right)
+    return total.addmm_(left, right) if left.dtype == total.dtype else total.add_(_product(left, right))

@@ -11,6 +11,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from alignment.models.kernels import kernel_of
 from alignment.models.layout import check_layout, choose_layout
 from alignment.models.logprob_model import LogprobModel, check_head
 from alignment.utils.errors import ConfigError
@@ -52,7 +53,9 @@ def load(model: DictConfig, hardware: DictConfig) -> Loaded:
     source: ModelSource = instantiate(model, _convert_="all")
     tokenizer = source.tokenizer()
     layout, _ = choose_layout(source.layout, config=source.config(), attention=source.attention)
-    scored = LogprobModel(source.load(), chunk_tokens=source.chunk_tokens, layout=layout)
+    scored = LogprobModel(
+        source.load(), chunk_tokens=source.chunk_tokens, layout=layout, kernel=kernel_of(source.attention)
+    )
     scored.requires_grad_(False).eval().to(device)
     check_head(scored)
     check_layout(scored)

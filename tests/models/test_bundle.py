@@ -147,6 +147,12 @@ def test_a_missing_reference_and_one_too_many_are_errors():
         bundle(reference=FROZEN).build(frozenset({Role.POLICY}))
 
 
+def test_a_kernel_that_compiles_itself_is_not_compiled_around():
+    ModelBundle(source=source(attention="flex"), adapter=None, reference=None, seed=0).build({Role.POLICY})
+    with pytest.raises(ConfigError, match=r"model\.compile.*false with model\.attention=flex"):
+        ModelBundle(source=source(attention="flex", compile=True), adapter=None, reference=None, seed=0)
+
+
 def test_loading_leaves_the_random_state_where_it_was():
     torch.manual_seed(1)
     before = torch.get_rng_state()

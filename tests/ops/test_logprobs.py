@@ -173,26 +173,63 @@ def test_every_chunk_but_the_last_is_projected_again_and_the_backward_pass_can_b
         torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("chunk", [16, 64])
-def test_no_more_than_a_chunk_of_logits_exists(chunk):
-    """Peak memory of the head's passes at most 1.25 chunks above its inputs and gradients."""
-    tokens, size, vocabulary = 64, 8, 4096
-    hidden = torch.randn(tokens, size, requires_grad=True)
-    weight = torch.randn(vocabulary, size, requires_grad=True)
+@pytest.mark.parametrize(
+    "options", [{}, {"softcap": 5.0}, {"entropy": True}, {"collision": True}, {"rank": True}], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk", [128, 256])
+def test_no_more_than_a_chunk_of_logits_exists(chunk, dtype, options):
+    """Peak memory of the head's passes at most 1.25 chunks above its gradients, and an fp32 copy of a head in bf16."""
+    tokens, size, vocabulary = 256, 8, 4096
+    hidden = torch.randn(tokens, size, dtype=dtype, requires_grad=True)
+    weight = torch.randn(vocabulary, size, dtype=dtype, requires_grad=True)
     targets = torch.randint(0, vocabulary, (tokens,))
     with largest_live_bytes() as live:
-        chunked_token_logps(hidden, weight, targets, chunk_tokens=chunk).sum().backward()
+        chunked_token_logps(hidden, weight, targets, chunk_tokens=chunk, **options).sum().backward()
     floor = chunk * vocabulary * 4
-    weight_gradient = vocabulary * size * 4
-    assert floor <= live.peak <= 1.25 * floor + 2 * weight_gradient
+    head = vocabulary * size * 4
+    assert floor <= live.peak <= 1.25 * floor + head * (2 if dtype is torch.bfloat16 else 1)
 
 
-def test_greedy_tokens_collisions_and_entropies_come_from_the_same_pass():
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_half_precision_rounds_factors_and_nothing_else(dtype, with_bias, softcap):
+    """What tensor cores do: factors rounded to bf16, sums in fp32. Gradients are rounded once more on their way."""
+    hidden, weight, bias, targets = _inputs(dtype, with_bias=with_bias)
+    options = {"scale": 0.5, "softcap": softcap, "temperature": 0.7}
+    rounded = [None if p is None else p.detach().bfloat16().double().requires_grad_() for p in (hidden, weight)]
+    exact = [*rounded, None if bias is None else bias.detach().double().requires_grad_()]
+    got = chunked_token_logps(hidden, weight, targets, bias=bias, chunk_tokens=5, half=torch.bfloat16, **options)
+    expected = _plain(*exact, targets, **options)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+    upstream = torch.linspace(-1, 2, 13)
+    gradients = torch.autograd.grad(got, [p for p in (hidden, weight, bias) if p is not None], upstream)
+    wanted = torch.autograd.grad(expected, [p for p in exact if p is not None], upstream.double())
+    for mine, theirs in zip(gradients, wanted, strict=True):
+        assert mine.dtype == dtype
+        off = (mine.double() - theirs).abs().max() / theirs.abs().max()
+        assert off < 2**-7, off
+
+
+def test_half_precision_takes_whole_weights_as_they_are():
+    """fp32 factors that bf16 holds exactly lose nothing, and what asks for no half precision is untouched by it."""
+    hidden, weight, _, targets = (None if p is None else p.detach() for p in _inputs(torch.bfloat16, with_bias=False))
+    assert hidden is not None
+    plain = chunked_token_logps(hidden.float(), weight.float(), targets)
+    assert chunked_token_logps(hidden.float(), weight.float(), targets, half=torch.bfloat16).equal(plain)
+    assert not chunked_token_logps(hidden.float() * 1.001, weight.float(), targets, half=torch.bfloat16).equal(
+        chunked_token_logps(hidden.float() * 1.001, weight.float(), targets)
+    )
+
+
+def test_greedy_tokens_collisions_entropies_and_ranks_come_from_the_same_pass():
     hidden, weight, bias, targets = _inputs(torch.float64, with_bias=True)
     logits = (hidden @ weight.T + bias) / 0.7
     targets[::2] = logits.argmax(-1)[::2]
     got = chunked_head(
-        hidden, weight, targets, bias=bias, temperature=0.7, chunk_tokens=4, collision=True, entropy=True
+        hidden, weight, targets, bias=bias, temperature=0.7, chunk_tokens=4, collision=True, entropy=True, rank=True
     )
     assert got.is_greedy.equal(logits.argmax(-1) == targets)
     assert got.is_greedy.any()
@@ -205,4 +242,9 @@ def test_greedy_tokens_collisions_and_entropies_come_from_the_same_pass():
     torch.testing.assert_close(got.entropies, by_hand.detach(), rtol=1e-10, atol=1e-12)
     assert got.entropies is not None
     assert not got.entropies.requires_grad
-    assert chunked_head(hidden, weight, targets)[2:] == (None, None)
+    likelier = (logits > logits.gather(-1, targets[:, None])).sum(-1)
+    assert got.ranks is not None
+    assert got.ranks.equal(likelier)
+    assert got.ranks.max() > 4
+    assert (got.ranks == 0).equal(got.is_greedy)
+    assert chunked_head(hidden, weight, targets)[2:] == (None, None, None)
