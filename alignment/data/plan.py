@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,8 +90,8 @@ def plan_epoch(
     unless it may be short.
     One that is left without a record gets a filler of weight 0, the shortest record. Inside a
     step records are put together by length, which saves padding and changes no sum; where there is no
-    padding they are spread instead, so that all micro-batches of all ranks have as many tokens as
-    can be.
+    padding they are spread instead, so that all micro-batches have about as many tokens. Micro-batches
+    are then shared out so that all ranks have about as many tokens a step, padding counted.
 
     Args:
         lengths: Tokens of each record: of its row, or all that it adds to a packed row.
@@ -113,8 +113,10 @@ def plan_epoch(
         counts |= {name: float(values[records].sum()) for name, values in counted.items()}
         cut = Geometry(len(records), geometry.micro_batch_size, geometry.world_size) if short_last_step else geometry
         records = records[np.argsort(-lengths[records], kind="stable")]
-        micro_batches = _spread(records, lengths, cut) if packed else _rows(records, cut)
-        plans += _of_rank(micro_batches, counts, cut, rank, filler)
+        micro_batches = _level_rows(records, lengths, cut) if packed else _rows(records, cut)
+        tokens = np.array([_tokens(lengths[some or [filler]], packed=packed) for some in micro_batches])
+        mine = _spread(np.argsort(-tokens, kind="stable"), tokens, bins=cut.world_size, room=cut.accumulate)[rank]
+        plans += _of_rank([micro_batches[number] for number in sorted(mine)], counts, filler)
     return plans
 
 
@@ -124,25 +126,66 @@ def _rows(records: np.ndarray, geometry: Geometry) -> list[list[int]]:
     return [records[start : start + size].tolist() for start in range(0, geometry.num_bins * size, size)]
 
 
-def _spread(records: np.ndarray, lengths: np.ndarray, geometry: Geometry) -> list[list[int]]:
-    """The longest first, each into the micro-batch with the fewest tokens that has room for a record."""
-    bins: list[list[int]] = [[] for _ in range(geometry.num_bins)]
-    open_bins = [(0, number) for number in range(len(bins))]
-    for record in records.tolist():
-        tokens, number = heapq.heappop(open_bins)
-        bins[number].append(record)
-        if len(bins[number]) < geometry.micro_batch_size:
-            heapq.heappush(open_bins, (tokens + int(lengths[record]), number))
-    return bins
+def _level_rows(records: np.ndarray, lengths: np.ndarray, geometry: Geometry) -> list[list[int]]:
+    """Rows with about as many tokens each; as many in turn as there are ranks are levelled once more."""
+    rows = _spread(records, lengths, bins=geometry.num_bins, room=geometry.micro_batch_size)
+    world = geometry.world_size
+    return [row for first in range(0, len(rows), world) for row in _level(rows[first : first + world], lengths)]
 
 
-def _of_rank(
-    micro_batches: list[list[int]], counts: dict[str, float], geometry: Geometry, rank: int, filler: int
-) -> list[MicroBatchPlan]:
+def _spread(items: Iterable[int], sizes: np.ndarray, *, bins: int, room: int) -> list[list[int]]:
+    """Puts each item, as they come, into the emptiest bin that has room for one more.
+
+    Largest first, this is the greedy rule of Graham (1969, "Bounds on multiprocessing timing anomalies"), but for
+    the room.
+
+    >>> _spread([3, 2, 1, 0], np.array([2, 3, 4, 9]), bins=2, room=2)
+    [[3, 0], [2, 1]]
+    """
+    filled: list[list[int]] = [[] for _ in range(bins)]
+    open_bins = [(0, number) for number in range(bins)]
+    for item in items:
+        size, number = heapq.heappop(open_bins)
+        filled[number].append(int(item))
+        if len(filled[number]) < room:
+            heapq.heappush(open_bins, (size + int(sizes[item]), number))
+    return filled
+
+
+def _level(rows: list[list[int]], lengths: np.ndarray) -> list[list[int]]:
+    """Exchanges records until the fullest row cannot give a record for a shorter one of another row, and gain.
+
+    The emptiest row with which it gains is taken, and the exchange that leaves the two closest together.
+
+    >>> _level([[0, 1], [2, 3]], np.array([9, 7, 6, 4]))
+    [[2, 1], [0, 3]]
+    """
+    rows = [list(row) for row in rows]
+    tokens = np.array([lengths[row].sum() for row in rows])
+    while True:
+        fullest = int(tokens.argmax())
+        for other in np.argsort(tokens, kind="stable").tolist():
+            before = tokens[fullest] - tokens[other]
+            moved = np.subtract.outer(lengths[rows[fullest]], lengths[rows[other]])
+            after = abs(before - 2 * moved)
+            if after.size and after.min() < before:
+                given, got = divmod(int(after.argmin()), len(rows[other]))
+                rows[fullest][given], rows[other][got] = rows[other][got], rows[fullest][given]
+                tokens[[fullest, other]] += np.array([-1, 1]) * moved[given, got]
+                break
+        else:
+            return rows
+
+
+def _tokens(lengths: np.ndarray, *, packed: bool) -> int:
+    """What a micro-batch computes: its records one behind another, or all as long as the longest."""
+    return int(lengths.sum() if packed else lengths.max() * len(lengths))
+
+
+def _of_rank(micro_batches: list[list[int]], counts: dict[str, float], filler: int) -> list[MicroBatchPlan]:
     """A rank's micro-batches of a step, those without a record filled up with one."""
     plans = [
-        MicroBatchPlan(tuple(records or [filler]), (1.0,) * len(records) or (0.0,), counts)
-        for records in micro_batches[rank :: geometry.world_size]
+        MicroBatchPlan(tuple(records or [filler]), (1.0,) * len(records) or (0.0,), counts) for records in micro_batches
     ]
     return [replace(plans[0], step=tuple(plans)), *plans[1:]]
 

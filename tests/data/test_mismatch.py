@@ -170,7 +170,7 @@ def test_validation_has_no_micro_batch_of_fillers_alone() -> None:
     settings: dict[str, Any] = {"counted": {}, "seed": 0, "epoch": 0, "shuffle": False, "short_last_step": True}
     for rank in range(2):
         plans = plan_epoch(lengths=np.arange(1, 8), geometry=Geometry(64, 2, 2), rank=rank, **settings)
-        assert [plan.weights for plan in plans] == [(1.0, 1.0), (1.0, 1.0) if rank == 0 else (1.0,)][: len(plans)]
+        assert [plan.weights for plan in plans] == [(1.0, 1.0), (1.0, 1.0) if rank == 1 else (1.0,)][: len(plans)]
         assert len(plans) == 2
         assert [len(plan.step) for plan in plans] == [2, 0]
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignment.config.compose import compose, task_config
 from alignment.data.plan import Geometry, MicroBatchPlan, epoch_order, plan_epoch, plan_once
+from alignment.data.table import TokenTable
+from alignment.types import Layout, PreferenceBatch
 
 SIZES = st.integers(1, 6)
 
@@ -108,6 +114,89 @@ def test_packed_rows_are_of_like_size() -> None:
     in_order = steps(plans(640, geometry, lengths=lengths), geometry)[0]
     tokens = np.array([lengths[list(plan.indices)].sum() for plan in in_order])
     assert tokens.max() / tokens.mean() > 1.5, "like to like is not balanced, or the test could not fail"
+
+
+def waiting(tokens: np.ndarray) -> float:
+    """The share of all ranks' time that they wait for the fullest one, of tokens, steps x ranks."""
+    return 1 - tokens.sum() / (tokens.shape[1] * tokens.max(1).sum())
+
+
+def computed(ranks: list[list[MicroBatchPlan]], geometry: Geometry, size: Callable[[list[int]], int]) -> np.ndarray:
+    """What a micro-batch computes, steps x ranks x micro-batches."""
+    sizes = np.array([[size(list(plan.indices)) for plan in rank] for rank in ranks])
+    return sizes.reshape(geometry.world_size, -1, geometry.accumulate).swapaxes(0, 1)
+
+
+def test_rows_of_ranks_are_levelled() -> None:
+    """By hand: the longest first, into the emptiest row with room, gives 58 and 52; then 24 goes for 21."""
+    lengths = np.array([24, 23, 21, 19, 15, 8])
+    ranks = plans(6, Geometry(6, 3, 2), lengths=lengths, counted={}, packed=True)
+    assert [sorted(lengths[list(plan.indices)].tolist()) for (plan,) in ranks] == [[15, 19, 21], [8, 23, 24]]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_one_rank_with_much_in_one_micro_batch_has_less_in_the_others(packed: bool) -> None:
+    lengths = np.array([100, 30, 29, 28, 27, 26, 25, 24])
+    geometry = Geometry(8, 1, 2)
+    ranks = plans(8, geometry, lengths=lengths, counted={}, packed=packed)
+    found = [sorted(lengths[list(plan.indices)].sum() for plan in rank) for rank in ranks]
+    assert sorted(found) == [[24, 25, 26, 100], [27, 28, 29, 30]]
+
+
+def test_padding_is_work_too() -> None:
+    """Padded micro-batches of 24, 18, 16, 14, 8 and 4 places; by tokens alone: 46 and 38."""
+    lengths = np.array([12, 9, 9, 8, 8, 8, 7, 5, 4, 3, 2, 1])
+    geometry = Geometry(12, 2, 2)
+    sizes = computed(plans(12, geometry, lengths=lengths, counted={}), geometry, lambda some: 2 * lengths[some].max())
+    assert sizes.sum(2).tolist() == [[42, 42]]
+
+
+@pytest.fixture(scope="module")
+def real_tables(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenTable]:
+    """Real pairs in tokens of the Llama vocabulary of 32,000, cut as the configuration of their data cuts them."""
+    tables = {}
+    for data, file, template in (
+        ("hh", "hh_harmless.jsonl.gz", "human_assistant"),
+        ("ultrafeedback", "ultrafeedback_binarized_1k.jsonl.gz", "chatml"),
+    ):
+        overrides = [
+            "model=stories15m",
+            f"model.path={shared_data / 'weights' / 'stories15M'}",
+            f"model.tokenizer.chat_template={template}",
+            f"data={data}",
+            f"data.train.path={shared_data / 'preference' / file}",
+        ]
+        cfg = task_config(compose("train", overrides))
+        module = instantiate(cfg.data, _convert_="all")(
+            tokenizer=instantiate(cfg.model, _convert_="all").tokenizer(),
+            batch_type=PreferenceBatch,
+            seed=1,
+            cache_dir=tmp_path_factory.mktemp("tokens"),
+            layout=Layout.PREFIX_SHARED,
+        )
+        module.setup()
+        tables[data] = module.prepared.tables["train"]
+    return tables
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [Layout.PACKED, Layout.PREFIX_SHARED])
+@pytest.mark.parametrize("batch", [64, 128])
+@pytest.mark.parametrize("data", ["hh", "ultrafeedback"])
+def test_no_waste_at_real_lengths(real_tables: dict[str, TokenTable], data: str, batch: int, layout: Layout) -> None:
+    """At most 3 % of all work is padding or waiting, for the fullest rank of a step or of each of its micro-batches."""
+    table = real_tables[data]
+    lengths = table.row_tokens(layout)
+    for world in (1, 2, 8):
+        geometry = Geometry(batch, 4, world)
+        ranks = plans(len(table), geometry, lengths=lengths, counted=table.counted(), packed=True)
+        tokens = computed(ranks, geometry, lambda some: lengths[some].sum())
+        full = len(table) // batch
+        real = {record for rank in ranks for plan in rank[: full * geometry.accumulate] for record in plan.indices}
+        assert tokens[:full].sum() == lengths[sorted(real)].sum(), "padding is 0"
+        assert tokens.sum() <= 1.001 * lengths.sum(), "but for fillers in the last step, which has fewer records"
+        assert waiting(tokens.sum(2)) <= 0.03
+        assert waiting(tokens.swapaxes(1, 2).reshape(-1, world)) <= 0.03
 
 
 def test_order() -> None:

@@ -17,6 +17,7 @@ import beta_sweep
 import growth
 import grpo_step
 import overhead
+import padding
 import prefix_sharing
 import suite
 import torch
@@ -311,7 +312,14 @@ def test_the_gpus_script_parses_and_stops_when_its_time_is_up(tmp_path):
         ["bash", str(FOLDER / "gpu.sh"), str(tmp_path)], check=True, capture_output=True, text=True, env=environment
     )
     assert done.stderr == ""
-    names = ("training_step_tiny", "prefix_sharing_tiny", "training_step_more", "grpo_step")
+    names = (
+        "training_step_tiny",
+        "prefix_sharing_tiny",
+        "prefix_sharing_flex",
+        "prefix_sharing_varlen",
+        "training_step_more",
+        "grpo_step",
+    )
     assert (tmp_path / "skipped.txt").read_text("utf-8").splitlines() == [f"{name}: no time left" for name in names]
     assert json.loads((tmp_path / "versions.json").read_text("utf-8"))["torch"] == torch.__version__
 
@@ -337,3 +345,26 @@ def test_the_lengths_of_hh_are_the_datas(shared_data):
     count = lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)  # noqa: E731
     assert hh_lengths(data, count) == HH_LENGTHS
     assert sum(SHAPES["hh"].lengths, ()) == HH_LENGTHS
+
+
+@pytest.mark.slow
+def test_padding_counts_what_every_layout_computes(call, shared_data, monkeypatch):
+    monkeypatch.setenv("ALIGNMENT_SHARED", str(shared_data.parent))
+    result, page = call(padding, "--data", "ultrafeedback", "--epochs", "1")
+    cells = result["data"]["ultrafeedback"]["cells"]
+    assert len(cells) == page.count("\n| pa") + page.count("\n| prefix_shared") == 27
+    for cell in cells:
+        found, one_rank = cell["now"], cell["ranks"] == 1
+        assert (found["padding"] < 0.001) == (cell["layout"] != "padded")
+        assert one_rank == (found["waiting_step"] == 0)
+        assert found["waiting_step"] <= found["waiting_micro_batch"] < 1
+        assert 0.1 < found["attention"] < 0.6
+    # A padded row is padded as attention is, where no step is short of records.
+    assert cells[0]["now"]["padding"] == pytest.approx(cells[0]["now"]["attention"], abs=1e-3)
+
+
+def test_padding_stops_without_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIGNMENT_SHARED", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["padding.py"])
+    with pytest.raises(SystemExit, match="set ALIGNMENT_SHARED"):
+        padding.main()
