@@ -33,6 +33,7 @@ from omegaconf.errors import (
 )
 
 from alignment.config.paths import conf_dir
+from alignment.config.presets import GROUP, is_added, refused_preset
 from alignment.config.searchpath import register_search_path
 from alignment.utils.errors import ConfigError, UserError, nearest
 
@@ -80,7 +81,7 @@ def compose(
     """
     loader = config_loader(config_dir)
     try:
-        return loader.load_configuration(
+        cfg = loader.load_configuration(
             config_name, list(overrides), run_mode, validate_sweep_overrides=run_mode is RunMode.RUN
         )
     except OverrideParseException as error:
@@ -91,6 +92,9 @@ def compose(
         raise UserError(f"a YAML file cannot be read: {error}") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _composition_error(loader, config_name, overrides, error) from error
+    if is_added(overrides):
+        raise refused_preset(loader, config_name, overrides)
+    return cfg
 
 
 def task_config(cfg: DictConfig) -> DictConfig:
@@ -198,6 +202,8 @@ def _composition_error(
     loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[str], error: Exception
 ) -> UserError:
     message = str(error)
+    if re.match(rf"In '{GROUP}/[^']*': Could not override|Could not override '{GROUP}'", message):
+        return refused_preset(loader, config_name, overrides)
     if found := re.match(r"Could not override '([^']*)'", message):
         return _unknown_key(loader, config_name, overrides, found[1])
     if found := re.match(r"(?:Multiple values for )?(\S+?)( appears more than once|\. To override a value)", message):

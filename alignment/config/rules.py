@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -158,7 +159,11 @@ def quantised_weights_export_an_adapter(cfg: Config, targets: Targets) -> Iterat
 def gold_reward_knows_its_data(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
     """The embedded world's true reward can judge the embedded world only."""
     module = getattr(targets.get("data.train"), "__module__", "")
-    if _class_name(targets, "reward") == "GoldReward" and module != "alignment.data.worlds.sources":
+    if module == "alignment.data.worlds.sources":
+        return
+    if _class_name(targets, "scorer") == "GoldReward":
+        yield ConfigError("scorer", got="gold", expected="another scorer, for data that is not the embedded world's")
+    if _class_name(targets, "reward") == "GoldReward":
         yield ConfigError(
             "reward",
             got="gold",
@@ -199,7 +204,6 @@ def numbers_are_in_range(cfg: Config, targets: Targets) -> Iterator[ConfigError]
 
 
 _RANGES = (
-    ("method.beta", 0, True, "It scales rewards"),
     ("optim.lr", 0, True, "Nothing would be learnt"),
     ("optim.weight_decay", 0, False, "A negative decay makes weights grow"),
     ("trainer.gradient_clip_val", 0, True, "null switches clipping off"),
@@ -211,6 +215,42 @@ _RANGES = (
     ("callbacks.fresh_samples.every_n_steps", 1, False, "null samples at the start and at the end"),
     ("callbacks.fresh_samples.num_prompts", 1, False, "callbacks.fresh_samples=null samples never"),
 )
+
+
+def target_margin_is_given_once(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """SimPO's gamma and its ratio to beta are one number: one of them is set."""
+    gamma, ratio = _get(cfg, "method", "gamma"), _get(cfg, "method", "gamma_beta_ratio")
+    has_both = "gamma_beta_ratio" in (cfg.get("method") or {})
+    if has_both and (gamma is None) == (ratio is None):
+        yield ConfigError(
+            "method.gamma",
+            got=gamma,
+            expected=f"either it or method.gamma_beta_ratio (got {ratio}) to be a number",
+            hint="Both name the target margin: set one, and the other to null, as in method.gamma_beta_ratio=null",
+        )
+
+
+def mixture_has_a_weight_for_each_loss(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """What is mixed and what it is multiplied by have the same names."""
+    if _class_name(targets, "method.loss") != "Mixture":
+        return
+    losses, weights = _get(cfg, "method", "loss", "losses"), _get(cfg, "method", "loss", "weights")
+    weighted = all(0 < weight < math.inf for weight in weights.values())
+    if not (losses and weighted and losses.keys() == weights.keys()):
+        expected = f"a weight above 0 for each of {', '.join(losses)}"
+        hint = "Add +method.loss.weights.NAME=VALUE, or take a name out with ~method.loss.losses.NAME"
+        yield ConfigError("method.loss.weights", got=weights, expected=expected, hint=hint)
+
+
+def a_mean_over_a_step_needs_two_records(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
+    """KTO's z0 is what is usual in a step; one record alone would be compared with itself."""
+    if _get(cfg, "method", "z0") == "mismatched" and _get(cfg, "data", "batch_size") == 1:
+        yield ConfigError(
+            "data.batch_size",
+            got=1,
+            expected="at least 2",
+            hint="z0 is a mean over the records of an optimiser step; method.z0=zero does without it",
+        )
 
 
 def run_has_an_end(cfg: Config, targets: Targets) -> Iterator[ConfigError]:
@@ -262,6 +302,9 @@ RULES: tuple[Rule, ...] = (
     gold_reward_knows_its_data,
     selection_is_complete,
     numbers_are_in_range,
+    target_margin_is_given_once,
+    mixture_has_a_weight_for_each_loss,
+    a_mean_over_a_step_needs_two_records,
     run_has_an_end,
     micro_batch_fits,
     prompt_fits,

@@ -17,7 +17,7 @@ def mismatch(value: Any, annotation: Any, targets: dict[int, Any]) -> str | None
 
     Values are checked strictly: a text is no number, ``yes`` is no boolean and 1.5 no integer; an integer is a float,
     a list is a tuple, and a text is a path or the value of an enumeration. ``Annotated[float, "[0, 0.5)"]`` is a number
-    in an interval.
+    in an interval; :func:`advice` is in further notes.
 
     Args:
         value: Plain data; a mapping with ``_target_`` stands for what it builds.
@@ -52,6 +52,16 @@ def describe(annotation: Any) -> str:
             return f"a mapping to {describe(args[-1])}" if args[-1] is not Any else "a mapping"
         return f"a list (each {_joined(list(dict.fromkeys(describe(arg) for arg in args if arg is not Ellipsis)))})"
     return _WORDS.get(annotation) or getattr(annotation, "__name__", str(annotation))
+
+
+def advice(annotation: Any) -> str:
+    """Returns what an annotation says to do instead: its text that is no interval, or nothing.
+
+    >>> advice(typing.Annotated[float, "(0, inf)", "Without it use another method"])
+    'Without it use another method'
+    """
+    notes = typing.get_args(annotation)[1:] if typing.get_origin(annotation) is Annotated else ()
+    return "".join(note for note in notes if isinstance(note, str) and not _is_interval(note))
 
 
 _INTERVAL = re.compile(r"(?P<left>[\[(])(?P<low>-?[\w.]+), (?P<high>-?[\w.]+)(?P<right>[\])])")

@@ -18,7 +18,7 @@ from alignment.config.paths import conf_dir
 from alignment.config.rules import check_rules
 from alignment.config.schema import PLAIN_GROUPS, ROOTS, Node
 from alignment.config.targets import check_text, resolve
-from alignment.config.typecheck import describe, mismatch
+from alignment.config.typecheck import advice, describe, mismatch
 from alignment.utils.errors import ConfigError, nearest
 
 #: What the program adds to a node with ``_partial_: true``, by the node's key: the longest that it begins with. These
@@ -205,7 +205,7 @@ def _check_type(key: str, value: Any, annotation: Any, targets: dict[int, Any]) 
     expected = mismatch(value, annotation, targets)
     if expected is None:
         return
-    group, hint = key.replace(".", "/"), ""
+    group, hint = key.replace(".", "/"), advice(annotation)
     choices = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
     if isinstance(value, str) and choices:
         expected = f"a choice of the group {group}: {', '.join(choices)}"

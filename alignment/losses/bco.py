@@ -12,7 +12,7 @@ def bco_loss(
     chosen_log_ratio: Float[Tensor, "pairs"],
     rejected_log_ratio: Float[Tensor, "pairs"],
     beta: float,
-    reward_shift: float,
+    reward_shift: float | Float[Tensor, ""],
 ) -> Float[Tensor, "pairs"]:
     """Returns -log sigma(beta c - delta) - log sigma(delta - beta r) for each pair.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from alignment.losses.cpo import cpo_loss
 from alignment.methods.base import Parts
@@ -11,7 +11,6 @@ from alignment.methods.offline import PreferenceMethod
 from alignment.methods.preference_metrics import preference_metrics
 from alignment.methods.terms import Term, Terms
 from alignment.types import PreferenceBatch, Role
-from alignment.utils.errors import ConfigError
 
 
 class CPO(PreferenceMethod):
@@ -27,9 +26,6 @@ class CPO(PreferenceMethod):
         nll_normaliser: ``token`` weighs every chosen token of the step alike, ``sequence`` every pair alike.
         label_smoothing: Probability that a label is flipped.
         parts: From the run.
-
-    Raises:
-        ConfigError: If a field is out of its range.
     """
 
     roles = frozenset({Role.POLICY})
@@ -37,18 +33,12 @@ class CPO(PreferenceMethod):
     def __init__(
         self,
         *,
-        beta: float,
-        nll_coefficient: float,
+        beta: Annotated[float, "(0, inf)"],
+        nll_coefficient: Annotated[float, "[0, inf)"],
         nll_normaliser: Literal["token", "sequence"],
-        label_smoothing: float,
+        label_smoothing: Annotated[float, "[0, 0.5)"],
         parts: Parts,
     ) -> None:
-        if beta <= 0:
-            raise ConfigError("method.beta", got=beta, expected="a number above 0", hint="the paper uses 0.1")
-        if nll_coefficient < 0:
-            raise ConfigError("method.nll_coefficient", got=nll_coefficient, expected="a number of at least 0")
-        if not 0 <= label_smoothing < 0.5:
-            raise ConfigError("method.label_smoothing", got=label_smoothing, expected="a probability in [0, 0.5)")
         super().__init__(parts)
         self.beta = beta
         self.nll_coefficient = nll_coefficient

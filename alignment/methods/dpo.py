@@ -38,7 +38,7 @@ class DPO(PreferenceMethod):
         parts: From the run.
 
     Raises:
-        ConfigError: If a field is out of its range, or could have no effect beside another.
+        ConfigError: If a field could have no effect beside another.
     """
 
     roles = frozenset({Role.POLICY, Role.REFERENCE})
@@ -46,7 +46,7 @@ class DPO(PreferenceMethod):
     def __init__(
         self,
         *,
-        beta: float,
+        beta: Annotated[float, "(0, inf)"],
         loss: Callable[..., Tensor] | Mixture,
         divergence: Callable[..., Tensor],
         length_normalised: bool,
@@ -55,8 +55,6 @@ class DPO(PreferenceMethod):
         weighting: Literal["none", "wpo"],
         parts: Parts,
     ) -> None:
-        if beta <= 0:
-            raise ConfigError("method.beta", got=beta, expected="a number above 0", hint="the paper uses 0.1 to 0.5")
         if nll_coefficient == 0 and nll_normaliser != "sequence":
             hint = "It would have no effect: set method.nll_coefficient, 1 in RPO's paper"
             raise ConfigError(
@@ -95,7 +93,7 @@ class DPO(PreferenceMethod):
             beta=self.beta,
             reference_margin=reference_chosen - reference_rejected,
             weights=batch.weights,
-            reward_shift=0.0 if self.shift is None else self.shift.value,
+            reward_shift=0.0 if self.shift is None else self.shift.value.to(chosen.device),
         )
         losses, parts = self.loss(inputs)
         metrics = parts | preference_metrics(
@@ -114,7 +112,7 @@ class DPO(PreferenceMethod):
             losses = losses * pair_weights
             metrics["policy/wpo_weight"] = (pair_weights, batch.weights)
         if self.shift is not None:
-            metrics["reward/shift"] = (chosen.new_full(chosen.shape, self.shift.value), batch.weights)
+            metrics["reward/shift"] = (self.shift.value.to(chosen.device).expand(chosen.shape), batch.weights)
             if self.trainer.training:
                 self.shift.add(self.beta * (chosen + rejected) / 2, batch.weights)
         nll: dict[str, Term] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from alignment.losses.ipo import ipo_loss
 from alignment.methods.base import Parts
@@ -10,7 +10,6 @@ from alignment.methods.offline import PreferenceMethod
 from alignment.methods.preference_metrics import preference_metrics
 from alignment.methods.terms import Term, Terms
 from alignment.types import PreferenceBatch, Role
-from alignment.utils.errors import ConfigError
 
 
 class IPO(PreferenceMethod):
@@ -24,16 +23,11 @@ class IPO(PreferenceMethod):
         tau: Strength of the regularisation.
         reduction: Whether a completion's log-prob is the mean or the sum over its tokens.
         parts: From the run.
-
-    Raises:
-        ConfigError: If ``tau`` is not positive.
     """
 
     roles = frozenset({Role.POLICY, Role.REFERENCE})
 
-    def __init__(self, *, tau: float, reduction: Literal["mean", "sum"], parts: Parts) -> None:
-        if tau <= 0:
-            raise ConfigError("method.tau", got=tau, expected="a number above 0", hint="the paper uses 0.1 to 1")
+    def __init__(self, *, tau: Annotated[float, "(0, inf)"], reduction: Literal["mean", "sum"], parts: Parts) -> None:
         super().__init__(parts)
         self.tau = tau
         self.reduction = reduction

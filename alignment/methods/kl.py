@@ -12,6 +12,7 @@ Estimator = Literal["k1", "k2", "k3", "k3_importance"]
 _ALLOWED: dict[Place, tuple[Estimator, ...]] = {"reward": ("k1",), "loss": ("k2", "k3", "k3_importance")}
 #: Ziegler et al. 2019: the largest error that one update of the coefficient answers to.
 _LARGEST_ERROR = 0.2
+_NONE = "Without a penalty there is nothing to load a reference for: method/kl=none reference=none"
 
 
 class KLPenalty:
@@ -33,21 +34,18 @@ class KLPenalty:
         horizon: Completions in which an error of 1 would double the coefficient; ``None`` without a target.
 
     Raises:
-        ConfigError: A field is out of range, or the estimator has no meaning in its place.
+        ConfigError: The estimator has no meaning in its place, or a target and a horizon do not go together.
     """
 
     def __init__(
         self,
         *,
-        coefficient: float,
+        coefficient: Annotated[float, "(0, inf)", _NONE],
         place: Place,
         estimator: Estimator,
         target_nats: Annotated[float, "(0, inf)"] | None,
         horizon: Annotated[int, "[1, inf)"] | None,
     ) -> None:
-        if coefficient <= 0:
-            hint = "without a penalty there is nothing to load a reference for: method/kl=none reference=none"
-            raise ConfigError("method.kl.coefficient", got=coefficient, expected="a number above 0", hint=hint)
         if estimator not in _ALLOWED[place]:
             hint = (
                 "the expected gradient of k1 as a loss is zero: nothing would be held back"

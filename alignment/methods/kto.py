@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from alignment.methods.metrics import MetricSums
 from alignment.methods.offline import OfflineMethod
 from alignment.methods.terms import Term, Terms, Weighted
 from alignment.types import BinaryBatch, Mismatched, Role, TokenLogps
-from alignment.utils.errors import ConfigError, DataError
+from alignment.utils.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,6 @@ class KTO(OfflineMethod):
         undesirable_weight: lambda_U.
         z0: ``mismatched`` estimates the KL to the reference on mismatched pairs, ``zero`` is APO-zero-unpaired.
         parts: From the run.
-
-    Raises:
-        ConfigError: If a number is not positive.
     """
 
     batch_type = BinaryBatch
@@ -49,16 +46,12 @@ class KTO(OfflineMethod):
     def __init__(
         self,
         *,
-        beta: float,
-        desirable_weight: float,
-        undesirable_weight: float,
+        beta: Annotated[float, "(0, inf)"],
+        desirable_weight: Annotated[float, "(0, inf)"],
+        undesirable_weight: Annotated[float, "(0, inf)"],
         z0: Literal["mismatched", "zero"],
         parts: Parts,
     ) -> None:
-        numbers = {"beta": beta, "desirable_weight": desirable_weight, "undesirable_weight": undesirable_weight}
-        for name, value in numbers.items():
-            if value <= 0:
-                raise ConfigError(f"method.{name}", got=value, expected="a number above 0")
         super().__init__(parts)
         self.beta, self.desirable_weight, self.undesirable_weight = beta, desirable_weight, undesirable_weight
         self.z0 = z0
@@ -73,13 +66,9 @@ class KTO(OfflineMethod):
         """Looks at the labels before any weight is loaded.
 
         Raises:
-            ConfigError: A step of one record has no mean to compare with.
             DataError: All labels are the same.
         """
         data: DataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.needs_mismatched and data.batch_size == 1:
-            hint = "z0 is a mean over the records of an optimiser step; method.z0=zero does without it"
-            raise ConfigError("data.batch_size", got=1, expected="at least 2", hint=hint)
         desirable = int(data.train_labels.sum())
         undesirable = len(data.train_labels) - desirable
         if not desirable or not undesirable:

@@ -38,7 +38,7 @@ class OnlineDPO(OnlinePairs, DPO):
         *,
         pairing: Pairing,
         min_margin: Annotated[float, "[0, inf)"],
-        beta: float,
+        beta: Annotated[float, "(0, inf)"],
         loss: Callable[..., Tensor] | Mixture,
         divergence: Callable[..., Tensor],
         length_normalised: bool,

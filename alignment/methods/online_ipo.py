@@ -29,7 +29,7 @@ class OnlineIPO(OnlinePairs, IPO):
         *,
         pairing: Pairing,
         min_margin: Annotated[float, "[0, inf)"],
-        tau: float,
+        tau: Annotated[float, "(0, inf)"],
         reduction: Literal["mean", "sum"],
         rollouts: RolloutPlan,
         shaping: Shaping,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from alignment.losses.orpo import log_odds, orpo_loss
 from alignment.methods.base import Parts
@@ -11,7 +11,6 @@ from alignment.methods.offline import PreferenceMethod
 from alignment.methods.preference_metrics import preference_metrics
 from alignment.methods.terms import Term, Terms
 from alignment.types import PreferenceBatch, Role
-from alignment.utils.errors import ConfigError
 
 
 class ORPO(PreferenceMethod):
@@ -26,9 +25,6 @@ class ORPO(PreferenceMethod):
         nll_over: Tokens of the chosen side whose cross-entropy is taken.
         nll_normaliser: ``token`` weighs every one of them in the step alike, ``sequence`` every pair alike.
         parts: From the run.
-
-    Raises:
-        ConfigError: If ``odds_ratio_coefficient`` is not positive.
     """
 
     roles = frozenset({Role.POLICY})
@@ -36,18 +32,11 @@ class ORPO(PreferenceMethod):
     def __init__(
         self,
         *,
-        odds_ratio_coefficient: float,
+        odds_ratio_coefficient: Annotated[float, "(0, inf)", "Without the odds ratio it is method=sft"],
         nll_over: Literal["completion", "prompt_and_completion"],
         nll_normaliser: Literal["token", "sequence"],
         parts: Parts,
     ) -> None:
-        if odds_ratio_coefficient <= 0:
-            raise ConfigError(
-                "method.odds_ratio_coefficient",
-                got=odds_ratio_coefficient,
-                expected="a number above 0",
-                hint="the paper uses 0.1 to 1; without the odds ratio it is method=sft",
-            )
         super().__init__(parts)
         self.odds_ratio_coefficient = odds_ratio_coefficient
         self.nll_over = nll_over

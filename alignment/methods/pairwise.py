@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
@@ -44,7 +43,7 @@ class PairInputs:
     beta: float
     reference_margin: Float[Tensor, "pairs"]
     weights: Float[Tensor, "pairs"]
-    reward_shift: float
+    reward_shift: float | Float[Tensor, ""]
 
 
 PAIR_INPUTS = tuple(field.name for field in fields(PairInputs))
@@ -55,7 +54,7 @@ class Mixture:
 
     Args:
         losses: By name.
-        weights: What each is multiplied by.
+        weights: What each is multiplied by: one above 0 for each loss.
     """
 
     def __init__(self, *, losses: dict[str, LossFunction], weights: dict[str, float]) -> None:
@@ -74,19 +73,13 @@ class PairwiseLoss:
         takes: The fields of :class:`PairInputs` that any of them takes.
 
     Raises:
-        ConfigError: If a function takes what there is not, one of its hyperparameters is out of range, or a mixture's
-            weights are not one above 0 for each loss.
+        ConfigError: If a function takes what there is not, or one of its hyperparameters is out of range.
     """
 
     def __init__(self, loss: LossFunction | Mixture) -> None:
         single = not isinstance(loss, Mixture)
         self.losses: Mapping[str, LossFunction] = {"": loss} if single else loss.losses
         self.weights: Mapping[str, float] = {"": 1.0} if single else loss.weights
-        weighted = all(0 < weight < math.inf for weight in self.weights.values())
-        if not (self.losses and weighted and self.losses.keys() == self.weights.keys()):
-            expected = f"a weight above 0 for each of {', '.join(self.losses)}"
-            hint = "Add +method.loss.weights.NAME=VALUE, or take a name out with ~method.loss.losses.NAME"
-            raise ConfigError("method.loss.weights", got=dict(self.weights), expected=expected, hint=hint)
         for name, function in self.losses.items():
             check_function(f"method.loss.losses.{name}" if name else "method.loss", function, PAIR_INPUTS)
         self.takes = frozenset[str]().union(*map(arguments, self.losses.values()))
@@ -125,13 +118,15 @@ class RewardShift:
     """
 
     def __init__(self) -> None:
-        self._sum = self._count = 0.0
+        # Where the rewards are: nothing waits for the device to tell them.
+        self._total = torch.zeros(2, dtype=torch.float64)
         self._step: list[Tensor] = []
 
     @property
-    def value(self) -> float:
+    def value(self) -> Float[Tensor, ""]:
         """The mean so far."""
-        return self._sum / self._count if self._count else 0.0
+        total, count = self._total
+        return torch.where(count > 0, total / count.clamp(min=1), 0.0).float()
 
     def add(self, rewards: Float[Tensor, "pairs"], weights: Float[Tensor, "pairs"]) -> None:
         """Notes the rewards of a micro-batch of the step."""
@@ -142,16 +137,16 @@ class RewardShift:
         step = torch.stack(self._step).sum(0)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(step)
-        total, count = step.tolist()
-        self._sum, self._count, self._step = self._sum + total, self._count + count, []
+        self._total, self._step = self._total.to(step.device) + step, []
 
     def state_dict(self) -> dict[str, float]:
         """Returns what a checkpoint must hold."""
-        return {"sum": self._sum, "count": self._count}
+        total, count = self._total.tolist()
+        return {"sum": total, "count": count}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Restores it."""
-        self._sum, self._count, self._step = state["sum"], state["count"], []
+        self._total, self._step = torch.tensor([state["sum"], state["count"]], dtype=torch.float64), []
 
 
 def arguments(function: LossFunction) -> frozenset[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 
 from alignment.losses.reward_model import centering_penalty, reward_model_loss
@@ -11,7 +13,6 @@ from alignment.methods.metrics import MetricSums
 from alignment.methods.offline import OfflineMethod
 from alignment.methods.terms import Term, Terms, Weighted
 from alignment.types import Head, PreferenceBatch, Role
-from alignment.utils.errors import ConfigError
 
 
 class RewardModel(OfflineMethod):
@@ -22,9 +23,6 @@ class RewardModel(OfflineMethod):
     Args:
         centering_coefficient: Weighs the penalty that pins the level of the rewards; 0 leaves it open.
         parts: From the run.
-
-    Raises:
-        ConfigError: If the coefficient is negative.
     """
 
     batch_type = PreferenceBatch
@@ -32,9 +30,7 @@ class RewardModel(OfflineMethod):
     head = Head.SCORE
     uses_soft_labels = True
 
-    def __init__(self, *, centering_coefficient: float, parts: Parts) -> None:
-        if centering_coefficient < 0:
-            raise ConfigError("method.centering_coefficient", got=centering_coefficient, expected="0 or more")
+    def __init__(self, *, centering_coefficient: Annotated[float, "[0, inf)"], parts: Parts) -> None:
         super().__init__(parts)
         self.centering_coefficient = centering_coefficient
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-
-from alignment.utils.errors import ConfigError
 
 
 def warmup_decay(
     optimizer: Optimizer,
     *,
     total_steps: int,
-    warmup: float,
+    warmup: Annotated[float, "[0, 1)"],
     decay: Literal["constant", "linear", "cosine"],
-    final_fraction: float,
+    final_fraction: Annotated[float, "[0, 1]"],
 ) -> LambdaLR:
     """Returns a linear warm-up to the optimiser's learning rate, followed by a decay.
 
@@ -27,14 +25,7 @@ def warmup_decay(
         warmup: Share of the steps that warm up, in [0, 1).
         decay: Shape after the warm-up.
         final_fraction: Learning rate at the end as a share of the peak; without meaning for ``constant``.
-
-    Raises:
-        ConfigError: If ``warmup`` or ``final_fraction`` is out of range.
     """
-    if not 0 <= warmup < 1:
-        raise ConfigError("schedule.warmup", got=warmup, expected="a share of the steps in [0, 1)")
-    if not 0 <= final_fraction <= 1:
-        raise ConfigError("schedule.final_fraction", got=final_fraction, expected="a share of the peak in [0, 1]")
     warmup_steps = math.ceil(warmup * total_steps)
 
     def factor(step: int) -> float:

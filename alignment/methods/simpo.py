@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from alignment.losses.simpo import simpo_loss
 from alignment.methods.base import Parts
 from alignment.methods.nll import chosen_nll_term
@@ -9,7 +11,6 @@ from alignment.methods.offline import PreferenceMethod
 from alignment.methods.preference_metrics import preference_metrics
 from alignment.methods.terms import Term, Terms
 from alignment.types import PreferenceBatch, Role
-from alignment.utils.errors import ConfigError
 
 
 class SimPO(PreferenceMethod):
@@ -22,9 +23,6 @@ class SimPO(PreferenceMethod):
         length_normalised: Whether log-probs are means (the paper) or sums over a completion's tokens.
         nll_coefficient: Weighs the chosen completions' cross-entropy, a mean over tokens; 0 leaves it out (the paper).
         parts: From the run.
-
-    Raises:
-        ConfigError: If a field is out of its range, or the margin is given twice or never.
     """
 
     roles = frozenset({Role.POLICY})
@@ -32,20 +30,19 @@ class SimPO(PreferenceMethod):
     def __init__(
         self,
         *,
-        beta: float,
-        gamma: float | None,
-        gamma_beta_ratio: float | None,
+        beta: Annotated[float, "(0, inf)"],
+        gamma: Annotated[float, "[0, inf)"] | None,
+        gamma_beta_ratio: Annotated[float, "[0, inf)"] | None,
         length_normalised: bool,
-        nll_coefficient: float,
+        nll_coefficient: Annotated[float, "[0, inf)"],
         parts: Parts,
     ) -> None:
-        if beta <= 0:
-            raise ConfigError("method.beta", got=beta, expected="a number above 0", hint="the paper uses 2 to 2.5")
-        if nll_coefficient < 0:
-            raise ConfigError("method.nll_coefficient", got=nll_coefficient, expected="a number of at least 0")
         super().__init__(parts)
         self.beta = beta
-        self.gamma = target_margin(beta=beta, gamma=gamma, gamma_beta_ratio=gamma_beta_ratio)
+        if gamma is None:
+            assert gamma_beta_ratio is not None
+            gamma = beta * gamma_beta_ratio
+        self.gamma = gamma
         self.length_normalised = length_normalised
         self.nll_coefficient = nll_coefficient
 
@@ -68,18 +65,3 @@ class SimPO(PreferenceMethod):
                 policy=policy, batch=batch, normaliser="token", coefficient=self.nll_coefficient
             )
         return terms
-
-
-def target_margin(*, beta: float, gamma: float | None, gamma_beta_ratio: float | None) -> float:
-    """Returns gamma from the one of the two fields that is given; raises ConfigError for both, none, or below 0."""
-    if (gamma is None) == (gamma_beta_ratio is None):
-        raise ConfigError(
-            "method.gamma",
-            got=gamma,
-            expected=f"either it or method.gamma_beta_ratio (got {gamma_beta_ratio}) to be a number",
-            hint="Both name the target margin: set one, and the other to null, as in method.gamma_beta_ratio=null",
-        )
-    for name, value in (("gamma", gamma), ("gamma_beta_ratio", gamma_beta_ratio)):
-        if value is not None and value < 0:
-            raise ConfigError(f"method.{name}", got=value, expected="a number of at least 0")
-    return gamma if gamma is not None else beta * (gamma_beta_ratio or 0.0)

@@ -46,7 +46,7 @@ def masked_total(
     """Returns the sum of the values that count and how many count: the two halves of a logged mean."""
     values = values.detach().double()
     if weights is None:
-        return values.sum(), values.new_tensor(float(values.numel()))
+        return values.sum(), values.new_full((), values.numel())
     return _weighted(values, weights.double()).sum(), weights.double().sum()
 
 

@@ -38,20 +38,18 @@ class Shaping:
         normalise: ``none``, ``running`` or ``batch``.
 
     Raises:
-        ConfigError: A field is out of its range, or only one of the two overlong fields is set.
+        ConfigError: A clip without room, or only one of the two overlong fields.
     """
 
     def __init__(
         self,
         *,
-        missing_eos_penalty: float | None,
+        missing_eos_penalty: Annotated[float, "(0, inf)"] | None,
         overlong_buffer: Annotated[float, "(0, 1]"] | None,
-        overlong_penalty: float | None,
+        overlong_penalty: Annotated[float, "(0, inf)"] | None,
         clip: list[float] | None,
         normalise: Literal["none", "running", "batch"],
     ) -> None:
-        _check_positive("missing_eos_penalty", missing_eos_penalty)
-        _check_positive("overlong_penalty", overlong_penalty)
         if (overlong_buffer is None) != (overlong_penalty is None):
             missing = "overlong_penalty" if overlong_penalty is None else "overlong_buffer"
             hint = "The overlong punishment needs both fields; null for both is off"
@@ -158,8 +156,3 @@ def soft_overlong(
     """
     left = (max_new_tokens - buffer_tokens) - lengths
     return (left / buffer_tokens).clamp(-1.0, 0.0)
-
-
-def _check_positive(name: str, value: float | None) -> None:
-    if value is not None and not 0 < value < math.inf:
-        raise ConfigError(f"method.shaping.{name}", got=value, expected="a number above 0, or null")

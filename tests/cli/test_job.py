@@ -232,7 +232,7 @@ class TestSweep:
         self, align: Align, trained: list[DictConfig], capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert align("train", "-m", "method.beta=0.1,0.2,-1") == 2
-        assert "method.beta: got -1, expected more than 0" in capsys.readouterr().err
+        assert "method.beta: got -1, expected a number in (0, inf)" in capsys.readouterr().err
         assert not trained
         assert not Path("runs").exists()
 

@@ -13,6 +13,7 @@ from alignment.config.compose import compose, task_config
 from alignment.config.paths import conf_dir, sweeps_dir
 from alignment.config.validate import validate
 
+SCORES = ["selection=best_of_n", "rollout.sampling.num_samples=2"]
 # What else must be chosen for a file to be part of something that can run.
 WITH = {
     "data/demonstrations": ["method=sft"],
@@ -27,6 +28,10 @@ WITH = {
     "method/kl/none": ["method=grpo", "reference=none"],
     **{f"method/policy_loss/{name}": ["method=grpo"] for name in ("clipped", "cispo", "reinforce")},
     **{f"method/preset/{name}": ["method=grpo"] for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "trl")},
+    **{
+        f"method/preset/{name}": [f"method={name.partition('_')[0]}"]
+        for name in ("ipo_authors", "ipo_paper", "orpo_paper", "orpo_trl", "simpo_paper", "simpo_trl")
+    },
     "method/rollouts/default": ["method=grpo"],
     "method/shaping/dapo": ["method=grpo"],
     "method/shaping/none": ["method=grpo"],
@@ -36,11 +41,12 @@ WITH = {
     "reference/adapter_off": ["adapter=lora"],
     "reference/none": ["method=sft"],
     "reward/composite": ["+reward@reward.parts.length.reward=length", "+reward.parts.length.weight=1"],
+    # No judge is shipped: the Protocol stands in for one.
+    "reward/judge": ["reward.judge._target_=alignment.rewards.judge.Judge"],
     "reward/model": ["reward.paths=[given]"],
-    "scorer/length": ["selection=best_of_n", "rollout.sampling.num_samples=2"],
-    "scorer/model": ["selection=best_of_n", "rollout.sampling.num_samples=2", "scorer.paths=[given]"],
-    "scorer/process": ["selection=best_of_n", "rollout.sampling.num_samples=2"],
-    "scorer/vader": ["selection=best_of_n", "rollout.sampling.num_samples=2"],
+    **{f"scorer/{path.stem}": SCORES for path in (conf_dir() / "scorer").glob("*.yaml") if path.stem != "none"},
+    "scorer/composite": [*SCORES, "+reward@scorer.parts.length.reward=length", "+scorer.parts.length.weight=1"],
+    "scorer/model": [*SCORES, "scorer.paths=[given]"],
     "selection/best_of_n": ["scorer=length", "rollout.sampling.num_samples=2"],
     "selection/majority_vote": ["data=world_chains", "rollout.sampling.num_samples=2"],
 }

@@ -49,7 +49,7 @@ class TestNames:
 
     def test_removed_key_is_missed(self) -> None:
         assert message("~method.beta") == (
-            "method.beta: got 'nothing', expected a value for alignment.methods.dpo.DPO: a number. "
+            "method.beta: got 'nothing', expected a value for alignment.methods.dpo.DPO: a number in (0, inf). "
             "Add +method.beta=VALUE"
         )
 
@@ -285,6 +285,34 @@ class TestRules:
         check(mixed)
         check(fused, mixed, "trainer.gradient_clip_val=null")
 
+    def test_simpos_margin_is_given_once(self) -> None:
+        assert message("method=simpo", "method.gamma=1") == (
+            "method.gamma: got 1, expected either it or method.gamma_beta_ratio (got 0.5) to be a number. "
+            "Both name the target margin: set one, and the other to null, as in method.gamma_beta_ratio=null"
+        )
+        assert "(got None) to be a number" in message("method=simpo", "method.gamma_beta_ratio=null")
+        check("method=simpo", "method.gamma=1", "method.gamma_beta_ratio=null")
+        check("method=simpo", "method.gamma=0", "method.gamma_beta_ratio=null")
+        check("method=ppo", "method.gamma=1")
+
+    def test_ktos_mean_needs_two_records(self) -> None:
+        assert message("method=kto", "data.batch_size=1") == (
+            "data.batch_size: got 1, expected at least 2. "
+            "z0 is a mean over the records of an optimiser step; method.z0=zero does without it"
+        )
+        alone = ("data.batch_size=1", "data.micro_batch_size=1")
+        assert message("method=kto", *alone).startswith("data.batch_size: got 1, expected at least 2")
+        check("method=kto", "method.z0=zero", *alone)
+        check("method=dpo", *alone)
+
+    @pytest.mark.parametrize("weight", ["0", "-1", "inf", "nan"])
+    def test_a_mixture_has_a_weight_for_each_loss(self, weight: str) -> None:
+        mixture = "method/loss=mpo"
+        assert message(mixture, f"method.loss.weights.bco={weight}").startswith("method.loss.weights: got {'sigmoid': ")
+        assert "a weight above 0 for each of sigmoid, bco." in message(mixture, "+method.loss.weights.hinge=1")
+        assert "sigmoid, bco, hinge" in message(mixture, "+method/loss@method.loss.losses.hinge=hinge")
+        check(mixture, "method.loss.weights.bco=2")
+
     def test_the_worlds_true_reward_is_for_the_world(self) -> None:
         data = ("data=jsonl", "data.train.path=my.jsonl")
         assert message(*data, "reward=gold").startswith("reward: got 'gold', expected another reward, or none")
@@ -307,8 +335,8 @@ class TestRules:
     @pytest.mark.parametrize(
         ("override", "expected"),
         [
-            ("method.beta=0", "method.beta: got 0, expected more than 0"),
-            ("method.beta=-0.1", "method.beta: got -0.1, expected more than 0"),
+            ("method.beta=0", "method.beta: got 0, expected a number in (0, inf)"),
+            ("method.beta=-0.1", "method.beta: got -0.1, expected a number in (0, inf)"),
             ("optim.lr=0.0", "optim.lr: got 0.0, expected more than 0"),
             ("trainer.max_steps=-2", "trainer.max_steps: got -2, expected at least -1"),
             ("data.micro_batch_size=0", "data.micro_batch_size: got 0, expected at least 1"),

@@ -179,17 +179,17 @@ def test_all_processes_stop_at_the_loss_of_one(tmp_path, monkeypatch, hardware):
         calls.append(1)
         return real(values, **arguments) * (float("nan") if os.environ["RANK"] == "1" and len(calls) == 3 else 1)
 
-    check = StopOnNonFinite.on_before_backward
+    check = StopOnNonFinite.on_before_optimizer_step
 
-    def noting(self, trainer, module, loss):
+    def noting(self, trainer, module, optimizer):
         try:
-            check(self, trainer, module, loss)
+            check(self, trainer, module, optimizer)
         except NonFiniteLossError as error:
             (tmp_path / f"rank{trainer.global_rank}").write_text(str(error))
             raise
 
     monkeypatch.setattr(terms, "global_mean", poisoned)
-    monkeypatch.setattr(StopOnNonFinite, "on_before_backward", noting)
+    monkeypatch.setattr(StopOnNonFinite, "on_before_optimizer_step", noting)
     cfg = job(tmp_path, "method=dpo", "trainer.limit_val_batches=0", f"hardware={hardware}")
     with pytest.raises(AssertionError, match="NonFiniteLossError"):
         train_forked(cfg, tmp_path / "run")

@@ -1,6 +1,9 @@
 import pytest
 
-from method_tester import FULL, TWO_PROCESSES, MethodTester
+from alignment.config.validate import validate
+from alignment.utils.errors import ConfigError
+
+from method_tester import ADAPTED, FULL, TWO_PROCESSES, MethodTester
 from runs import job, metrics, train
 
 TESTERS = {
@@ -44,10 +47,18 @@ def test_reference_strategies_agree(tmp_path):
 
 
 @pytest.mark.parametrize("hardware", TWO_PROCESSES)
-@pytest.mark.parametrize("variant", FULL, ids="-".join)
+@pytest.mark.parametrize("variant", [*FULL, ADAPTED[1]], ids="-".join)
 def test_two_processes_agree_with_one(tmp_path, hardware, variant):
     TESTERS["mean"].check_processes_agree(tmp_path, hardware, variant)
 
 
-def test_golden_curve(tmp_path):
-    TESTERS["mean"].check_golden(tmp_path, "ipo")
+@pytest.mark.parametrize(("reduction", "name"), [("mean", "ipo"), ("sum", "ipo_sum")])
+def test_golden_curve(tmp_path, reduction, name):
+    TESTERS[reduction].check_golden(tmp_path, name)
+
+
+@pytest.mark.parametrize("tau", ["0", "-1", "inf", "nan"])
+def test_a_tau_without_a_target_is_refused(tmp_path, tau):
+    """Before anything is loaded: 1 / (2 tau) must be a margin, and above 0."""
+    with pytest.raises(ConfigError, match=rf"method.tau: got {tau}, expected a number in \(0, inf\)"):
+        validate(job(tmp_path, "method=ipo", f"method.tau={tau}"), "train")

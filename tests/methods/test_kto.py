@@ -1,6 +1,6 @@
 import pytest
 
-from method_tester import FULL, TWO_PROCESSES, MethodTester
+from method_tester import ADAPTED, FULL, TWO_PROCESSES, MethodTester
 
 #: The world's pairs, each seen as a thumbs up and a thumbs down; all weights are 1 and beta is .1.
 TESTER = MethodTester(overrides=("method=kto",), uses_reference=True, start_loss=0.5)
@@ -30,7 +30,7 @@ def test_reference_strategies_agree(tmp_path):
 
 
 @pytest.mark.parametrize("hardware", TWO_PROCESSES)
-@pytest.mark.parametrize("variant", FULL, ids="-".join)
+@pytest.mark.parametrize("variant", [*FULL, ADAPTED[1]], ids="-".join)
 def test_two_processes_agree_with_one(tmp_path, hardware, variant):
     TESTER.check_processes_agree(tmp_path, hardware, variant)
 

@@ -1,7 +1,5 @@
 import pytest
 
-from alignment.utils.errors import ConfigError
-
 from method_tester import TWO_PROCESSES, MethodTester
 from runs import job, metrics, train
 
@@ -56,8 +54,3 @@ def test_the_likelihood_is_over_what_is_asked_for(tmp_path):
         total = row["train/loss/nll"] + coefficient * row["train/loss/odds_ratio"]
         assert row["train/loss/total"] == pytest.approx(total)
     assert rows["paper"]["train/loss/nll"] == rows["lambda"]["train/loss/nll"] != rows["trl"]["train/loss/nll"]
-
-
-def test_a_coefficient_of_nothing_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"method.odds_ratio_coefficient: got 0.* it is method=sft"):
-        train(job(tmp_path, *ORPO, "method.odds_ratio_coefficient=0"), tmp_path / "run")

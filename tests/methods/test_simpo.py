@@ -57,22 +57,6 @@ def test_gamma_and_its_ratio_are_one_number(tmp_path):
     assert losses["1.0"] == losses[None] != losses["0.0"]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["method.gamma=1"], r"method.gamma: got 1, .* \(got 0.5\) .* method.gamma_beta_ratio=null"),
-        (["method.gamma_beta_ratio=null"], r"method.gamma: got None, .* \(got None\) .* set one"),
-        (["method.gamma=-1", "method.gamma_beta_ratio=null"], "method.gamma: got -1, expected a number of at least 0"),
-        (["method.gamma_beta_ratio=-0.5"], "method.gamma_beta_ratio: got -0.5, expected a number of at least 0"),
-        (["method.beta=0"], "method.beta: got 0"),
-        (["method.nll_coefficient=-1"], "method.nll_coefficient: got -1"),
-    ],
-)
-def test_what_cannot_work_is_refused(tmp_path, overrides, message):
-    with pytest.raises(ConfigError, match=message):
-        train(job(tmp_path, "method=simpo", *overrides), tmp_path / "run")
-
-
 def test_a_reference_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="reference: got 'FrozenCopy', expected none, because SimPO takes no"):
         validate(job(tmp_path, "method=simpo", "reference=frozen_copy"), "train")

@@ -1,10 +1,12 @@
 """DPO's variants against TRL 1.16's DPOTrainer on the same weights and tokens: loss, gradients, logged rewards.
 
-Every ``loss_type`` of TRL but ``ipo`` (a method of its own here), every ``f_divergence_type``, ``use_weighting``, and
-mixtures. Where the two define something differently:
+Every ``loss_type`` of TRL, every ``f_divergence_type``, ``use_weighting``, and mixtures. Where the two define something
+differently:
 
 - Names. ``sigmoid_norm`` is ``method.length_normalised=true``; ``sft`` is ``method.nll_coefficient`` with
   ``nll_normaliser=token`` (formerly TRL's ``rpo_alpha``); ``loss_weights`` are a mixture's.
+- IPO is a method of its own here. TRL's beta is our tau, and its loss is ours with ``reduction=mean``; it has no other.
+  It logs rewards all the same as beta times the sum of log-ratios: those are ours with ``reduction=sum``.
 - BCO. TRL's ``bco_pair`` has no reward shift: 0 in our terms, which is what ours has in the first step and what is
   compared. Other shifts are held against a NumPy twin only.
 - Logged rewards. Ours are the rewards that the loss reads: means a token with ``length_normalised``, beta f'(u) under
@@ -92,6 +94,7 @@ OTHER_REWARDS = {
         {"f_divergence_type": "forward_kl", "loss_type": ["exo_pair"], "label_smoothing": 0.001},
     ),
 }
+IPO = {"loss_type": ["ipo"]}
 ALPHA = [(0.3, 0.7), (0.5, 0.5), (0.7, 0.3)]
 
 
@@ -120,8 +123,21 @@ def test_alpha_divergence_in_fp32(tmp_path, alpha, coefficient):
     assert_same(our, peer, SUMS, loss=(1e-5, 1e-5), metric=(1e-5, 1e-5), gradient=1e-5)
 
 
+@pytest.mark.parametrize("tau", [0.1, 0.5])
+def test_ipo_in_float64(tmp_path, tau):
+    case = make_case(tmp_path, torch.float64, moved=True)
+    trainer = trl_trainer(case, DPOTrainer, DPOConfig, has_reference=True, beta=tau, **IPO)
+    peer = trl(trainer, trl_inputs(trainer))
+    mean, total = (ours(case, "method=ipo", f"method.tau={tau}", f"method.reduction={r}") for r in ("mean", "sum"))
+    assert_same(mean, peer, SUMS, loss=(1e-7, 1e-7), metric=(1e-7, 1e-7), gradient=1e-6)
+    for name, peer_name in (REWARDS | ACCURACY).items():
+        assert total.metrics[name] == pytest.approx(peer.metrics[peer_name], 1e-7, 1e-7), name
+    assert total.loss != pytest.approx(peer.loss, rel=1e-3)
+    assert mean.metrics["reward/margin"] != pytest.approx(peer.metrics["rewards/margins"], rel=1e-3)
+
+
 def test_every_loss_of_trl_is_held_against_ours():
     """If TRL adds one, this says so."""
     known = set(re.findall(r'loss_type == "(\w+)"', inspect.getsource(DPOTrainer._compute_loss)))
-    held = {loss for _, fields in (SAME | OTHER_REWARDS).values() for loss in fields.get("loss_type", ["sigmoid"])}
-    assert known - held == {"ipo"}
+    settings = [IPO, *(fields for _, fields in (SAME | OTHER_REWARDS).values())]
+    assert known == {loss for fields in settings for loss in fields.get("loss_type", ["sigmoid"])}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -144,16 +143,13 @@ def test_both_penalties_are_both_taken():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"missing_eos_penalty": -1.0}, r"missing_eos_penalty: got -1\.0, expected a number above 0"),
-        ({"missing_eos_penalty": math.nan}, r"missing_eos_penalty: got nan"),
-        ({"overlong_buffer": 0.5, "overlong_penalty": math.inf}, "overlong_penalty: got inf"),
         ({"overlong_buffer": 0.5}, "overlong_penalty: got None, .*needs both"),
         ({"overlong_penalty": 1.0}, "overlong_buffer: got None"),
         ({"clip": [1.0, 1.0]}, r"clip: got \[1\.0, 1\.0\]"),
         ({"clip": [1.0]}, r"clip: got \[1\.0\]"),
     ],
 )
-def test_fields_out_of_range_are_named(change, message):
+def test_fields_that_do_not_go_together_are_named(change, message):
     plain = {**OmegaConf.to_container(OFF), **change}
     plain.pop("_target_")
     with pytest.raises(ConfigError, match=rf"method\.shaping\.{message}"):
