@@ -30,6 +30,7 @@ from alignment.pipeline.folder import run_folder
 from alignment.pipeline.manifest import Manifest
 from alignment.pipeline.resume import Resume, find_resume
 from alignment.rewards.base import Reward
+from alignment.rewards.judge import is_relative
 from alignment.utils.errors import ConfigError
 from alignment.utils.launch import agreed_run_dir, children_join
 from alignment.utils.logs import quiet_libraries
@@ -133,10 +134,13 @@ def check_records(cfg: DictConfig, bundle: ModelBundle, data: DataModule) -> Non
 
 
 def build(cfg: DictConfig, run_dir: Path, data: DataModule, *, reward: Reward | None = None) -> pl.Trainer:
-    """Builds the trainer with its callbacks and loggers; a callback without a reward of its own shares the run's."""
+    """Builds the trainer with its callbacks and loggers; a callback without a reward of its own shares the run's.
+
+    One that says only how a completion stands among the others of its prompt measures no policy, and is not shared.
+    """
     hardware = instantiate(cfg.hardware, _convert_="all")
     callbacks = [EndOfBatch()] + [
-        _complete(instantiate(node, **({"reward": reward} if _takes_reward(node) else {})), folder)
+        _complete(instantiate(node, **({"reward": _measure(reward)} if _takes_reward(node) else {})), folder)
         for name, node in cfg.callbacks.items()
         if node is not None
         for folder in [run_dir / "checkpoints" if name == "checkpoint" else run_dir]
@@ -226,6 +230,17 @@ def _parts(cfg: DictConfig, bundle: ModelBundle) -> Parts:
 def _takes_reward(node: DictConfig) -> bool:
     """Whether a callback judges with the run's reward, having none of its own."""
     return "reward" in node and node.reward is None
+
+
+def _measure(reward: Reward | None) -> Reward | None:
+    """Returns the run's reward where its values can be compared from step to step."""
+    if reward is None or not is_relative(reward):
+        return reward
+    log.info(
+        "fresh samples have no reward: the run's own compares completions of one prompt with one another, and the "
+        "policies of two steps not at all (+reward@callbacks.fresh_samples.reward=NAME takes another)"
+    )
+    return None
 
 
 def _complete(callback: Any, folder: Path) -> pl.Callback:

@@ -33,7 +33,8 @@ def checked_scores(
     """Scores roll-outs and lets nothing pass but one finite number for each, in the total and in every component.
 
     A reward that fails on the whole batch is asked again completion by completion, to find the one to blame, unless
-    its error is a :class:`BlamedError`.
+    its error is a :class:`BlamedError`. With a score for failures it is asked prompt by prompt first: one that compares
+    the completions of a prompt has nothing to say of a single one.
 
     Args:
         reward: The reward.
@@ -58,7 +59,7 @@ def checked_scores(
         raise
     except Exception as error:
         if error_score is not None:
-            return _one_by_one(reward, rollouts, error_score=error_score)
+            return _prompt_by_prompt(reward, rollouts, error_score=error_score)
         if isinstance(error, BlamedError):
             raise
         raise _blamed(reward, rollouts, name=name, error=error) from error
@@ -89,27 +90,31 @@ def _numbers(values: Sequence[object], number: int, *, what: str) -> tuple[float
 def _blamed(reward: Reward, rollouts: Sequence[Rollout], *, name: str, error: Exception) -> BlamedError:
     """Words an error with the first completion that also fails alone."""
     if len(rollouts) == 1:
-        return BlamedError(f"{name}, {_place(rollouts[0])}: {_reason(error)}")
+        return BlamedError(f"{name}, {place(rollouts[0])}: {reason(error)}")
     for rollout in rollouts:
         try:
             _scored(reward, [rollout])
         except Exception as own:
-            return BlamedError(f"{name}, {_place(rollout)}: {_reason(own)}")
+            return BlamedError(f"{name}, {place(rollout)}: {reason(own)}")
     return BlamedError(
         f"{name} fails on {len(rollouts)} completions together and on none alone, "
-        f"the first of them {_place(rollouts[0])}: {_reason(error)}"
+        f"the first of them {place(rollouts[0])}: {reason(error)}"
     )
 
 
-def _one_by_one(reward: Reward, rollouts: Sequence[Rollout], *, error_score: float) -> Rewards:
-    found: list[Rewards | None] = []
-    for rollout in rollouts:
-        try:
-            found.append(_scored(reward, [rollout]))
-        except _NEVER_A_SCORE:
-            raise
-        except Exception:
-            found.append(None)
+def places_by_prompt(rollouts: Sequence[Rollout]) -> list[list[int]]:
+    """Returns where the completions of each prompt stand."""
+    places: dict[str, list[int]] = {}
+    for at, rollout in enumerate(rollouts):
+        places.setdefault(rollout.prompt_id, []).append(at)
+    return list(places.values())
+
+
+def _prompt_by_prompt(reward: Reward, rollouts: Sequence[Rollout], *, error_score: float) -> Rewards:
+    found: list[Rewards | None] = [None] * len(rollouts)
+    for places in places_by_prompt(rollouts):
+        for at, rewards in zip(places, _one_by_one(reward, [rollouts[at] for at in places]), strict=True):
+            found[at] = rewards
     names = dict.fromkeys(name for rewards in found if rewards is not None for name in rewards.components)
     total = tuple(error_score if rewards is None else rewards.total[0] for rewards in found)
     components = {
@@ -119,6 +124,20 @@ def _one_by_one(reward: Reward, rollouts: Sequence[Rollout], *, error_score: flo
     return _with_errors(Rewards(total, components), tuple(float(rewards is None) for rewards in found))
 
 
+def _one_by_one(reward: Reward, rollouts: Sequence[Rollout]) -> list[Rewards | None]:
+    """Scores all, or where that fails each alone; ``None`` stands for a completion that fails alone too."""
+    try:
+        scored = _scored(reward, rollouts)
+    except _NEVER_A_SCORE:
+        raise
+    except Exception:
+        return [None] if len(rollouts) == 1 else [one for rollout in rollouts for one in _one_by_one(reward, [rollout])]
+    components = scored.components.items()
+    return [
+        Rewards((total,), {name: (values[at],) for name, values in components}) for at, total in enumerate(scored.total)
+    ]
+
+
 def _with_errors(rewards: Rewards, errors: tuple[float, ...]) -> Rewards:
     """Adds the component :data:`ERRORS`, to that of a reward which counts errors of its own."""
     own = rewards.components.get(ERRORS, (0.0,) * len(errors))
@@ -126,8 +145,9 @@ def _with_errors(rewards: Rewards, errors: tuple[float, ...]) -> Rewards:
     return Rewards(total=rewards.total, components={**rewards.components, ERRORS: both})
 
 
-def _place(rollout: Rollout) -> str:
-    return f"prompt {rollout.prompt_id} ({_start(_text(rollout))}), completion {_start(rollout.completion)}"
+def place(rollout: Rollout) -> str:
+    """Names a completion and its prompt in a message."""
+    return f"prompt {rollout.prompt_id} ({shown(_text(rollout))}), completion {shown(rollout.completion)}"
 
 
 def _text(rollout: Rollout) -> str:
@@ -135,10 +155,11 @@ def _text(rollout: Rollout) -> str:
     return rollout.prompt if isinstance(rollout.prompt, str) else str(rollout.prompt[-1]["content"])
 
 
-def _start(text: str) -> str:
+def shown(text: str) -> str:
+    """Returns the beginning of a text as messages show it."""
     return repr(text[:SHOWN_CHARACTERS]) + ("..." if len(text) > SHOWN_CHARACTERS else "")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The project's own messages as they are, others with the exception's name."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
