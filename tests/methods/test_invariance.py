@@ -1,12 +1,14 @@
 """Every objective against everything that may change speed or memory and never a number.
 
-The cells that need two processes, accumulation or a resume stand beside each method (test_NAME.py); padding on either
-side is a property of the models (tests/models). What a method refuses is listed here with the words of its error.
+The cells that need two processes, accumulation or a resume stand beside each method (test_NAME.py), and the gradient of
+a step that is cut up in test_gradient_shares.py. What a method refuses is listed here with the words of its error.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ from online_tester import ONLINE
 from alignment.config.rules import check_rules
 from alignment.methods.prm import PRM
 from alignment.methods.reward_model import RewardModel
+from alignment.methods.terms import TermsMethod
+from alignment.types import BinaryBatch, TokenBatch
 from alignment.utils.errors import ConfigError
 
 from runs import exported, job, metrics, train
@@ -50,8 +54,7 @@ def losses(tmp_path, name: str, *overrides: str) -> dict[int, dict[str, float]]:
     rows = metrics(train(job(tmp_path, *CHOICE[name], *SHORT, *overrides), tmp_path / "-".join(overrides)))
     # Accuracy counts signs: where policy and reference are the same, rounding decides how a tie falls.
     kept = {n for row in rows.values() for n in row if "/loss/" in n or "/reward/" in n} - {"train/reward/accuracy"}
-    if name in WRITERS:  # at ratio 1 the loss is minus the mean advantage: often 0, whatever its gradient
-        kept.add("train/optim/grad_norm")
+    kept.add("train/optim/grad_norm")  # a loss says nothing of its gradient: at ratio 1 it is minus the mean advantage
     return {step: {n: row[n] for n in kept & row.keys()} for step, row in rows.items()}
 
 
@@ -70,9 +73,55 @@ def test_options_change_no_number(tmp_path, name, adapter):
     plain = losses(tmp_path, name, f"adapter={adapter}", "export=null")
     for overrides in OPTIONS.values():
         if overrides[0] == "model.compile=true" and adapter == "lora":
-            continue  # compiled once for each method is enough: the adapter sits inside the compiled trunk
+            continue  # compiled once for each method; with the adapter inside the compiled trunk below
         got = losses(tmp_path, name, f"adapter={adapter}", "export=null", *overrides)
         assert_equal(got, plain, tolerance=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo", "sft"])
+def test_compiling_a_model_with_an_adapter_changes_no_number(tmp_path, name):
+    plain = losses(tmp_path, name, "adapter=lora", "export=null")
+    assert_equal(losses(tmp_path, name, "adapter=lora", "export=null", *OPTIONS["compile"]), plain, tolerance=2e-4)
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "kto", "reward_model", "prm", "grpo"])
+def test_the_side_that_rows_are_filled_on_changes_no_number(tmp_path, monkeypatch, name):
+    """Each kind of batch and of head. The product fills on the right; what reads a batch must not rely on it."""
+    padded = (*OPTIONS["padded rows"], "export=null")
+    right = losses(tmp_path / "right", name, *padded)
+    step = TermsMethod.training_step
+    turned: list[int] = []
+
+    def turn(self: TermsMethod, batch: Any, batch_idx: int) -> torch.Tensor:
+        other: dict[str, Any] = {"tokens": filled_on_the_left(batch.tokens)}
+        if isinstance(batch, BinaryBatch):
+            pairs = (replace(some, tokens=filled_on_the_left(some.tokens)) for some in batch.mismatched)
+            other["mismatched"] = tuple(pairs)
+        turned.append(int((other["tokens"].attention_mask[:, 0] == 0).sum()))
+        return step(self, replace(batch, **other), batch_idx)
+
+    monkeypatch.setattr(TermsMethod, "training_step", turn)
+    assert_equal(losses(tmp_path / "left", name, *padded), right, tolerance=2e-4)
+    assert sum(turned) > 0, "no row had any padding"
+
+
+def filled_on_the_left(tokens: TokenBatch) -> TokenBatch:
+    """The same rows with their padding in front, which a mask and positions make known."""
+    rows, width = tokens.input_ids.shape
+    row = tokens.target_index // width
+    ends = torch.zeros(rows, dtype=torch.long).scatter_reduce(0, row, tokens.target_index % width + 1, "amax")
+    shift = (width - ends)[:, None]
+    columns = torch.arange(width)
+    mask, positions = (columns >= shift).long(), (columns - shift).clamp_min(0)
+    return replace(
+        tokens,
+        input_ids=tokens.input_ids.gather(1, positions) * mask,
+        attention_mask=mask,
+        position_ids=positions,
+        predictor_index=tokens.predictor_index + shift[row, 0],
+        target_index=tokens.target_index + shift[row, 0],
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)

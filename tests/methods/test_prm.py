@@ -1,9 +1,12 @@
 import pytest
 import torch
+from by_hand import logged, parts
 from transformers import AutoModelForTokenClassification
 
 from alignment.config.validate import validate
-from alignment.methods.prm import first_false
+from alignment.data.collate import TokenSequence, token_batch
+from alignment.methods.prm import PRM, first_false
+from alignment.types import StepwiseBatch
 from alignment.utils.errors import ConfigError
 
 from method_tester import TWO_PROCESSES, MethodTester
@@ -81,6 +84,38 @@ def test_first_error_is_found():
     batch = TokenBatch(ids, None, None, owner, owner, owner, owner, 3, 8)
     flags = torch.tensor([True, False, False, True, True, False])
     assert first_false(flags, batch).tolist() == [1, 6, 5]
+
+
+#: Solutions, a filler last: labels, None for a step that nobody judged, and the probabilities given to judged steps.
+SOLUTIONS = (
+    ([1, 1, 0, 1], [0.75, 0.75, 0.25, 0.25]),  # the first error is found, a right step thereafter is not
+    ([0.75, 1], [0.5, 0.75]),  # no error, and none is seen: even odds are a yes
+    ([1, 1], [0.75, 0.25]),  # no error, and one is seen
+    ([0, None, 0], [0.75, 0.25]),  # another error than the first is seen
+    ([0, 0.25], [0.25, 0.25]),  # the second step is an error unless any success is enough
+    ([0, 0], [0.75, 0.75]),
+)
+
+
+@pytest.mark.parametrize(
+    ("labels", "accuracy", "recall", "mean"), [("soft", 9 / 12, 4 / 5, 7 / 12), ("hard", 8 / 12, 3 / 4, 8 / 12)]
+)
+def test_metrics_by_hand(labels, accuracy, recall, mean):
+    ids = [TokenSequence([1], [2] * len(given), [label is not None for label in given]) for given, _ in SOLUTIONS]
+    right = torch.tensor([probability for _, said in SOLUTIONS for probability in said])
+    given = torch.tensor([float(label) for given, _ in SOLUTIONS for label in given if label is not None])
+    weights = torch.tensor([1.0] * 5 + [0.0])
+    batch = StepwiseBatch(tuple("abcdef"), weights, counts={}, tokens=token_batch(ids, pad_id=0), labels=given)
+    method = PRM(labels=labels, parts=parts())
+    method.reward = lambda tokens: torch.stack([1 - right, right], dim=1).log()
+    values = logged(method, method.terms(batch))
+    assert values["process/step_accuracy"] == pytest.approx(accuracy)
+    assert values["process/wrong_step_recall"] == pytest.approx(recall)
+    assert values["process/first_error_accuracy"] == pytest.approx(3 / 5)
+    assert values["process/label_mean"] == pytest.approx(mean)
+    truth = given if labels == "soft" else given.ceil()
+    entropies = -(truth * right.log() + (1 - truth) * (1 - right).log())
+    assert values["loss/prm"] == pytest.approx(entropies[:-2].mean().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(

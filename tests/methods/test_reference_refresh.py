@@ -61,6 +61,11 @@ def test_a_resumed_run_keeps_the_refreshed_reference(tmp_path):
     REFRESHED.check_resume_is_bitwise(tmp_path, at=4)
 
 
+def test_accumulation_agrees(tmp_path):
+    """A refresh counts optimiser steps, not micro-batches."""
+    REFRESHED.check_accumulation_agrees(tmp_path)
+
+
 @pytest.mark.parametrize("hardware", TWO_PROCESSES)
 def test_two_processes_agree_with_one(tmp_path, hardware):
     REFRESHED.check_processes_agree(tmp_path, hardware, ())

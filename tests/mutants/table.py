@@ -60,6 +60,7 @@ _LOSSES = (
     *_loss(
         "sft",
         (SIGN, "return -token_logps", "return token_logps"),
+        ("the cross-entropy is halved", "return -token_logps", "return -0.5 * token_logps"),
     ),
     *_loss(
         "dpo",
@@ -505,7 +506,7 @@ _OPS = (
         ("the gradient's sign is flipped", "-grad_logps[chunk, None]", "grad_logps[chunk, None]", _LOGPS),
         (
             "the target gets no gradient",
-            "delta.scatter_add_(-1, targets[chunk, None], delta.new_full((len(delta), 1), -1.0))",
+            "part.scatter_add_(-1, places[:, None], part.new_full((len(part), 1), -1.0))",
             "pass",
             _LOGPS,
         ),
@@ -517,20 +518,20 @@ _OPS = (
         ),
         (
             "what was kept is not normalised",
-            "grad * (ctx.head.slope(delta) / total)",
-            "grad * ctx.head.slope(delta)",
+            "grad * (head.slope / total)",
+            "grad * head.slope",
             _LOGPS,
         ),
-        ("the soft cap has no slope", "delta *= slope", "pass", _LOGPS),
-        ("the scale has no slope (T12)", "grad = grad * slope", "pass", _LOGPS),
-        ("the slope forgets the temperature", "slope = self.scale / self.temperature", "slope = self.scale", _LOGPS),
+        ("the soft cap has no slope", "part.mul_(bent)", "pass", _LOGPS),
+        ("the scale has no slope (T12)", "grad = grad * head.slope", "pass", _LOGPS),
+        ("the slope forgets the temperature", "return self.scale / self.temperature", "return self.scale", _LOGPS),
         (
             "the bias is ignored (T12)",
-            "rows @ weight.T if bias is None else torch.addmm(bias * factor, rows, weight.T)",
+            "rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)",
             "rows @ weight.T",
             _LOGPS,
         ),
-        ("the bias is not scaled (T12)", "torch.addmm(bias * factor", "torch.addmm(bias", _LOGPS),
+        ("the bias is not scaled (T12)", "_accurate(bias) * factor", "_accurate(bias)", _LOGPS),
         ("the scale is ignored (T12)", "factor = self.scale / (", "factor = 1 / (", _LOGPS),
         (
             "the temperature is ignored (T16)",
@@ -538,8 +539,17 @@ _OPS = (
             "(1.0 if self.softcap is None else self.softcap)",
             _LOGPS,
         ),
-        ("the bias gets no gradient", "grad_bias = _add_product(grad_bias, delta.T, grad)", "pass", _LOGPS),
-        ("only one chunk counts (T12)", "if total is None else total.addmm_(left, right)", "", _LOGPS),
+        (
+            "the bias gets no gradient",
+            "grad_bias = _add_product(grad_bias, delta.T, head.factor(grad))",
+            "pass",
+            _LOGPS,
+        ),
+        ("only one chunk counts (T12)", "if total is None:", "if True:", _LOGPS),
+        ("no scale in half precision", "projected if factor == 1.0 else projected.mul_(factor)", "projected", _LOGPS),
+        ("no bias in half precision", "projected if bias is None else projected.add_(bias)", "projected", _LOGPS),
+        ("sums in half precision", "left.float() @ right.float()", "(left @ right).float()", _LOGPS),
+        ("the likeliest token has rank 1", "_row_sums(torch.gt, logits", "_row_sums(torch.ge, logits", _LOGPS),
         ("the chunk before stays", "powers = None  # makes room for the next chunk", "pass", _LOGPS),
         ("every token is greedy", "(at_target >= largest)[:, 0]", "(at_target <= largest)[:, 0]", _LOGPS),
         (
@@ -556,6 +566,7 @@ _PATH, _BUNDLE, _ADAPTERS = (
     "tests/models/test_bundle.py",
     "tests/models/test_adapters.py",
 )
+_KERNELS = "tests/models/test_kernels.py"
 _LAYOUTS, _PLAN = "tests/models/test_layouts.py", "tests/data/test_plan.py"
 _DPO, _RUNS = "tests/methods/test_dpo.py", "tests/methods/test_dpo_runs.py"
 _REFRESH = "tests/methods/test_reference_refresh.py"
@@ -585,7 +596,22 @@ _MODELS = (
         ("padded rows get another attention", "if segments is None:", "if False:", _LAYOUTS),
     ),
     *_bugs(
+        "models/kernels.py",
+        (
+            "flex: a completion does not see its prompt",
+            "((key >= own[query]) | in_trunk)",
+            "(key >= own[query])",
+            _KERNELS,
+        ),
+        ("flex: a window one too wide", "position[query] - position[key] < window", "query - key <= window", _KERNELS),
+        ("flex: blocks of prompts are skipped", "(trunk_end > trunk).long()", "0 * trunk", _KERNELS),
+        ("flex: the block of a place itself is skipped", "last // BLOCK + 1", "last // BLOCK", _KERNELS),
+        ("varlen: a window one too wide", "window - 1, 0)", "window, 0)", _KERNELS),
+        ("varlen: keys of another completion", "places=there(places)", "places=there(places.flip(0))", _KERNELS),
+    ),
+    *_bugs(
         "models/layout.py",
+        ("a kernel that differs is let through", "if not off <= 0.05:", "if False:", _KERNELS),
         ("auto trusts everything", "if text.model_type not in tested:", "if False:", _LAYOUTS),
         ("a state goes over the border", 'getattr(model, "_is_stateful", False)', "False", _LAYOUTS),
         ("a leak is let through", "if not error <= tolerance:", "if False:", _LAYOUTS),
@@ -608,13 +634,16 @@ _MODELS = (
     ),
     *_bugs(
         "data/plan.py",
-        ("packed rows are not balanced", "tokens + int(lengths[record])", "tokens + 1", _PLAN),
+        ("packed rows are not balanced", "size + int(sizes[item])", "size + 1", _PLAN),
+        ("rows of ranks are not levelled", "if after.size and after.min() < before:", "if False:", _PLAN),
         (
-            "ranks take one another's records",
-            "micro_batches[rank :: geometry.world_size]",
-            "micro_batches[:: geometry.world_size]",
+            "ranks are not balanced",
+            'np.argsort(-tokens, kind="stable"), tokens,',
+            "range(len(tokens)), 0 * tokens,",
             _PLAN,
         ),
+        ("padding is no work", "lengths.max() * len(lengths)", "lengths.sum()", _PLAN),
+        ("ranks take one another's records", "room=cut.accumulate)[rank]", "room=cut.accumulate)[0]", _PLAN),
     ),
     *_bugs(
         "models/backbone.py",
@@ -1188,4 +1217,431 @@ _PIPELINE = (
     ),
 )
 
-MUTANTS = (*_LOSSES, *_ADVANTAGES, *_OPS, *_MODELS, *_METHODS, *_PIPELINE)
+_HAND = "tests/methods/test_dpo_metrics.py"
+_OFFLINE_HAND, _ONLINE_HAND = "tests/methods/test_offline_metrics.py", "tests/methods/test_online_metrics.py"
+_CALIBRATION, _NLL = "tests/methods/test_calibration.py", "tests/methods/test_nll.py"
+_PRM, _REWARD = "tests/methods/test_prm.py::test_metrics_by_hand", f"{_OFFLINE_HAND}::test_a_reward_model"
+_KTO, _TOKENS = f"{_OFFLINE_HAND}::test_kto", f"{_ONLINE_HAND}::test_ratios_clips_and_kl_of_tokens"
+_WRITTEN = f"{_ONLINE_HAND}::test_what_completions_are_like"
+_TERMS = (
+    *_bugs(
+        "methods/preference_metrics.py",
+        (
+            "the margin's sign",
+            "chosen_rewards - rejected_rewards",
+            "rejected_rewards - chosen_rewards",
+            f"{_HAND}::test_dpo",
+        ),
+        (
+            "a tie is right",
+            "chosen_rewards > rejected_rewards",
+            "chosen_rewards >= rejected_rewards",
+            f"{_HAND}::test_dpo",
+        ),
+        (
+            "what is wrong is right",
+            "chosen_rewards > rejected_rewards",
+            "chosen_rewards < rejected_rewards",
+            f"{_HAND}::test_ipo",
+        ),
+        ("a sum for a mean", "chosen_sums / chosen_lengths", "chosen_sums", f"{_HAND}::test_cpo"),
+        (
+            "the other side's length",
+            "rejected_sums / rejected_lengths",
+            "rejected_sums / chosen_lengths",
+            f"{_HAND}::test_dpo",
+        ),
+        (
+            "lengths are exchanged",
+            "chosen_lengths, rejected_lengths = policy",
+            "rejected_lengths, chosen_lengths = policy",
+            f"{_HAND}::test_orpo",
+        ),
+        ("fillers count", "(value.detach(), weights)", "(value.detach(), None)", f"{_HAND}::test_dpo"),
+    ),
+    *_bugs(
+        "methods/dpo.py",
+        ("what rises has fallen", "(moved < 0)", "(moved > 0)", f"{_HAND}::test_dpo"),
+        (
+            "what stays has fallen",
+            "(moved < 0)",
+            "(moved <= 0)",
+            f"{_HAND}::test_a_policy_that_is_its_reference_has_moved_nowhere",
+        ),
+        ("the mass ratio is upside down", "moved.clamp(max=20)", "(-moved).clamp(max=20)", f"{_HAND}::test_dpo"),
+        (
+            "the mass ratio is infinite",
+            "moved.clamp(max=20)",
+            "moved",
+            f"{_HAND}::test_the_mass_of_a_completion_far_above_the_reference_is_finite",
+        ),
+        (
+            "the shift's sign",
+            "(policy.sum_logps - reference.sum_logps)",
+            "(reference.sum_logps - policy.sum_logps)",
+            f"{_HAND}::test_dpo",
+        ),
+        ("rewards forget beta", "chosen_rewards=self.beta * chosen", "chosen_rewards=chosen", f"{_HAND}::test_dpo"),
+        (
+            "the mean is a sum",
+            "scored.mean_logps if self.length_normalised else scored.sum_logps",
+            "scored.sum_logps",
+            f"{_HAND}::test_dpo_of_means",
+        ),
+        ("WPO's weights weigh nothing", "losses * pair_weights", "losses * 1.0", f"{_HAND}::test_wpo_weighs_the_pairs"),
+        (
+            "the likelihood's coefficient is ignored",
+            "coefficient=self.nll_coefficient",
+            "coefficient=1.0",
+            f"{_HAND}::test_a_mixture_and_a_likelihood_are_weighed",
+        ),
+        (
+            "the likelihood's normaliser is ignored",
+            "normaliser=self.nll_normaliser",
+            'normaliser="sequence"',
+            f"{_HAND}::test_a_mixture_and_a_likelihood_are_weighed",
+        ),
+        (
+            "the loss knows no shift",
+            "reward_shift=0.0 if self.shift is None",
+            "reward_shift=0.0 if True",
+            f"{_HAND}::test_the_shift_is_that_of_the_steps_before",
+        ),
+    ),
+    *_bugs(
+        "methods/pairwise.py",
+        (
+            "a mixture's weights are ignored",
+            "self.weights[name] * value for",
+            "value for",
+            f"{_HAND}::test_a_mixture_and_a_likelihood_are_weighed",
+        ),
+        ("WPO: a sum for a mean", " / policy.num_tokens", "", f"{_HAND}::test_wpo_weighs_the_pairs"),
+        (
+            "a filler moves the shift",
+            "masked_total(rewards, weights)",
+            "masked_total(rewards, None)",
+            f"{_HAND}::test_the_shift_is_that_of_the_steps_before",
+        ),
+    ),
+    *_bugs(
+        "methods/ipo.py",
+        (
+            "the mean is a sum",
+            'scored.mean_logps if self.reduction == "mean" else scored.sum_logps',
+            "scored.sum_logps",
+            f"{_HAND}::test_ipo",
+        ),
+        ("rewards forget tau", "chosen_rewards=self.tau * (", "chosen_rewards=(", f"{_HAND}::test_ipo"),
+    ),
+    *_bugs(
+        "methods/cpo.py",
+        ("sums are means", "policy.sum_logps.chunk(2)", "policy.mean_logps.chunk(2)", f"{_HAND}::test_cpo"),
+        (
+            "the likelihood's coefficient is ignored",
+            "coefficient=self.nll_coefficient",
+            "coefficient=1.0",
+            f"{_HAND}::test_cpo",
+        ),
+        (
+            "the likelihood's normaliser is ignored",
+            "normaliser=self.nll_normaliser",
+            'normaliser="token"',
+            f"{_HAND}::test_cpo",
+        ),
+        (
+            "label smoothing is not passed on",
+            "label_smoothing=self.label_smoothing",
+            "label_smoothing=0.0",
+            f"{_HAND}::test_cpo",
+        ),
+    ),
+    *_bugs(
+        "methods/simpo.py",
+        (
+            "the mean is a sum",
+            "policy.mean_logps if self.length_normalised else policy.sum_logps",
+            "policy.sum_logps",
+            f"{_HAND}::test_simpo",
+        ),
+        (
+            "the sum is a mean",
+            "policy.mean_logps if self.length_normalised else policy.sum_logps",
+            "policy.mean_logps",
+            f"{_HAND}::test_simpo",
+        ),
+        (
+            "the ratio is gamma itself",
+            "gamma = beta * gamma_beta_ratio",
+            "gamma = gamma_beta_ratio",
+            f"{_HAND}::test_simpo",
+        ),
+        (
+            "the likelihood's coefficient is ignored",
+            "coefficient=self.nll_coefficient",
+            "coefficient=1.0",
+            f"{_HAND}::test_simpo",
+        ),
+        ("the likelihood is of pairs", 'normaliser="token"', 'normaliser="sequence"', f"{_HAND}::test_simpo"),
+    ),
+    *_bugs(
+        "methods/orpo.py",
+        ("odds are of sums", "policy.mean_logps.chunk(2)", "policy.sum_logps.chunk(2)", f"{_HAND}::test_orpo"),
+        ("lambda is ignored", "batch.weights, self.odds_ratio_coefficient)", "batch.weights)", f"{_HAND}::test_orpo"),
+        (
+            "lambda weighs the likelihood too",
+            "coefficient=1.0",
+            "coefficient=self.odds_ratio_coefficient",
+            f"{_HAND}::test_orpo",
+        ),
+        (
+            "the odds ratio's sign",
+            "log_odds(mean_logps=chosen) -",
+            "-log_odds(mean_logps=chosen) +",
+            f"{_HAND}::test_orpo",
+        ),
+    ),
+    *_bugs(
+        "methods/nll.py",
+        (
+            "the coefficient of pairs is dropped",
+            "batch.weights, coefficient)",
+            "batch.weights)",
+            f"{_NLL}::test_every_pair_is_an_item",
+        ),
+        (
+            "the coefficient of tokens is dropped",
+            "weights[policy.sequence_index], coefficient)",
+            "weights[policy.sequence_index])",
+            f"{_NLL}::test_every_chosen_token_is_an_item",
+        ),
+        (
+            "the normaliser is ignored",
+            'if normaliser == "sequence":',
+            "if False:",
+            f"{_NLL}::test_every_pair_is_an_item",
+        ),
+        ("a sum for a mean", ".mean_logps.chunk(2)", ".sum_logps.chunk(2)", f"{_NLL}::test_every_pair_is_an_item"),
+        (
+            "rejected sides are learnt",
+            "torch.zeros_like(batch.weights)",
+            "torch.ones_like(batch.weights)",
+            f"{_NLL}::test_every_chosen_token_is_an_item",
+        ),
+        (
+            "the denominator is that of all tokens (T8)",
+            '"chosen_tokens", weights',
+            '"tokens", weights',
+            f"{_NLL}::test_every_chosen_token_is_an_item",
+        ),
+    ),
+    *_bugs(
+        "methods/sft.py",
+        (
+            "a sum for a mean",
+            "scored.sum_by_sequence(losses) / scored.num_tokens",
+            "scored.sum_by_sequence(losses)",
+            f"{_OFFLINE_HAND}::test_sft",
+        ),
+        ("accuracy is error", "policy.is_greedy.float()", "(~policy.is_greedy).float()", f"{_OFFLINE_HAND}::test_sft"),
+        ("the top five are six", "(policy.ranks < 5)", "(policy.ranks <= 5)", f"{_OFFLINE_HAND}::test_sft"),
+        (
+            "entropies of fillers count",
+            "(policy.entropies, token_weights * completion)",
+            "(policy.entropies, completion)",
+            f"{_OFFLINE_HAND}::test_sft",
+        ),
+        (
+            "prompts count as completions",
+            "(policy.is_greedy.float(), token_weights * completion)",
+            "(policy.is_greedy.float(), token_weights)",
+            f"{_NLL}::test_sft_learns_prompts_where_asked",
+        ),
+    ),
+    *_bugs(
+        "methods/kto.py",
+        ("z0 is below 0 (T31)", ".clamp(min=0)", "", f"{_OFFLINE_HAND}::test_z0_is_never_below_nothing"),
+        ("z0 is each rank's own (T31)", 'self.trainer.strategy.reduce(total, reduce_op="sum")', "total", _KTO),
+        ("z0 counts fillers (T31)", "(w * (p.sum_logps", "((p.sum_logps", _KTO),
+        (
+            "z0 is a mean over the micro-batch (T31)",
+            'total / batch.counts["records"]',
+            "total / batch.weights.sum()",
+            _KTO,
+        ),
+        (
+            "desirable_weight is not passed on",
+            "            desirable_weight=self.desirable_weight",
+            "            desirable_weight=1.0",
+            _KTO,
+        ),
+        (
+            "undesirable_weight is not passed on",
+            "undesirable_weight=self.undesirable_weight",
+            "undesirable_weight=1.0",
+            _KTO,
+        ),
+        ("rewards are upside down", "self.beta * (policy.sum_logps", "-self.beta * (policy.sum_logps", _KTO),
+        (
+            "the labels are exchanged",
+            '"chosen": batch.weights * batch.labels',
+            '"chosen": batch.weights * ~batch.labels',
+            _KTO,
+        ),
+        (
+            "the margin's sign",
+            'means["reward/chosen"] - means["reward/rejected"]',
+            'means["reward/rejected"] - means["reward/chosen"]',
+            _KTO,
+        ),
+    ),
+    *_bugs(
+        "methods/reward_model.py",
+        (
+            "margins are not passed on",
+            "margins=batch.margins",
+            "margins=0 * batch.margins",
+            f"{_REWARD}_reads_margins_votes_and_its_coefficient",
+        ),
+        (
+            "votes are not passed on",
+            "hard if batch.probabilities is None else batch.probabilities",
+            "hard",
+            f"{_REWARD}_reads_margins_votes_and_its_coefficient",
+        ),
+        (
+            "the centring's coefficient is ignored",
+            "batch.weights, self.centering_coefficient)",
+            "batch.weights)",
+            f"{_REWARD}_reads_margins_votes_and_its_coefficient",
+        ),
+        (
+            "a divided vote has a right order",
+            "batch.weights * (probabilities != 0.5)",
+            "batch.weights",
+            f"{_REWARD}_reads_margins_votes_and_its_coefficient",
+        ),
+        ("what is wrong is right", "(margin > 0)", "(margin < 0)", _REWARD),
+        ("a tie is right", "(margin > 0)", "(margin >= 0)", _REWARD),
+        ("lengths are exchanged", "lengths[0]", "lengths[1]", _REWARD),
+        (
+            "calibration of the rejected side",
+            "probabilities=margin.sigmoid()",
+            "probabilities=(-margin).sigmoid()",
+            f"{_OFFLINE_HAND}::test_a_reward_models_calibration_is_of_held_out_votes",
+        ),
+    ),
+    *_bugs(
+        "methods/prm.py",
+        ("the first error is never found", "== first_false(is_right", "!= first_false(is_right", _PRM),
+        ("the last error is the first", '"amin")', '"amax", include_self=False)', _PRM),
+        ("right is wrong", "(says_right == is_right)", "(says_right != is_right)", _PRM),
+        ("even odds are a no", "probabilities >= 0.5", "probabilities > 0.5", _PRM),
+        ("recall of all steps", "weights * ~is_right", "weights", _PRM),
+        ("fillers are located", "(located.float(), batch.weights)", "(located.float(), None)", _PRM),
+        (
+            "hard labels are soft",
+            'batch.labels if self.labels == "soft" else (batch.labels > 0).float()',
+            "batch.labels",
+            _PRM,
+        ),
+        ("hard labels need half of the roll-outs", "(batch.labels > 0)", "(batch.labels >= 0.5)", _PRM),
+        (
+            "the loss reads soft labels",
+            "prm_loss(step_logits=logits, labels=labels)",
+            "prm_loss(step_logits=logits, labels=batch.labels)",
+            _PRM,
+        ),
+    ),
+    *_bugs(
+        "methods/calibration.py",
+        ("there is no error", "gap = outcome - confidence", "gap = 0 * (outcome - confidence)", _CALIBRATION),
+        ("a no is a yes", "outcome = torch.where(says_yes, labels, 1 - labels)", "outcome = labels", _CALIBRATION),
+        ("a no has no confidence", "torch.where(says_yes, predicted, 1 - predicted)", "predicted", _CALIBRATION),
+        ("certainty is in no bin", ".clamp(max=NUM_BINS - 1)", "", _CALIBRATION),
+        ("one bin", "NUM_BINS = 10", "NUM_BINS = 1", _CALIBRATION),
+        ("bins cancel", "sum(map(abs, bins))", "abs(sum(bins))", _CALIBRATION),
+        ("fillers count", "gap, 0.0), weights)", "gap, 0.0), None)", _CALIBRATION),
+    ),
+    *_bugs(
+        "methods/policy_gradient.py",
+        ("the ratio is upside down", "(logps - old).exp()", "(old - logps).exp()", _TOKENS),
+        ("k3 of the other direction", "moved = k3(old - logps)", "moved = k3(logps - old)", _TOKENS),
+        (
+            "the mismatch has a sign",
+            "(old - batch.sampler_logps).abs().exp()",
+            "(old - batch.sampler_logps).exp()",
+            _TOKENS,
+        ),
+        (
+            "what is clipped is not",
+            "(clipped.float(), ratios.weights)",
+            "((~clipped).float(), ratios.weights)",
+            _TOKENS,
+        ),
+        ("clips are watched at the other bound", "clip_high=self.clip[1]", "clip_high=self.clip[0]", _TOKENS),
+        ("masked tokens are logged", "{name: (value, weights) for", "{name: (value, None) for", _TOKENS),
+        (
+            "what is capped is not",
+            "ratios.importance >= (",
+            "ratios.importance < (",
+            f"{_ONLINE_HAND}::test_what_was_written_earlier_is_weighed_and_the_mismatch_unsaid",
+        ),
+    ),
+    *_bugs(
+        "diagnostics/rollouts.py",
+        ("groups that differ are dead", "~has_spread", "has_spread", _WRITTEN),
+        ("whole completions are cut off", "experience.truncated.float()", "1 - experience.truncated.float()", _WRITTEN),
+        ("a variance for a spread", ".std(1)", ".var(1)", _WRITTEN),
+        (
+            "the KL's sign",
+            "experience.sums(experience.log_ratios)",
+            "-experience.sums(experience.log_ratios)",
+            _WRITTEN,
+        ),
+        (
+            "raw rewards are shaped",
+            '"reward/total": experience.raw_rewards',
+            '"reward/total": experience.rewards',
+            _WRITTEN,
+        ),
+        (
+            "what is unexplained is explained",
+            "1 - (returns - values)",
+            "(returns - values)",
+            f"{_ONLINE_HAND}::test_how_well_a_critic_foresees",
+        ),
+        (
+            "masked tokens are foreseen",
+            "experience.values[learnt], experience.returns[learnt]",
+            "experience.values, experience.returns",
+            f"{_ONLINE_HAND}::test_how_well_a_critic_foresees",
+        ),
+    ),
+    *_bugs(
+        "methods/online.py",
+        (
+            "useful groups are the others",
+            "num_useful / experience.num_groups",
+            "1 - num_useful / experience.num_groups",
+            f"{_ONLINE_HAND}::test_what_was_written_is_counted_with_its_useful_groups",
+        ),
+    ),
+    *_bugs(
+        "methods/base.py",
+        (
+            "the gradient's norm is another",
+            "torch.nn.utils.get_total_norm(gradients)",
+            "torch.nn.utils.get_total_norm(gradients, 1.0)",
+            f"{_OFFLINE_HAND}::test_what_any_step_says_of_its_optimiser_and_speed",
+        ),
+        (
+            "speed since the start",
+            "(tokens - tokens_then)",
+            "tokens",
+            f"{_OFFLINE_HAND}::test_what_any_step_says_of_its_optimiser_and_speed",
+        ),
+    ),
+)
+
+MUTANTS = (*_LOSSES, *_ADVANTAGES, *_OPS, *_MODELS, *_METHODS, *_PIPELINE, *_TERMS)
