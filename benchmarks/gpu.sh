@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What one CUDA GPU can tell, in under nine minutes: training steps in bf16 with their share of the device's peak, what
-# prefix sharing saves under each attention kernel, and a step of GRPO. JSON and pages go to the folder given, or to $OUT.
+# prefix sharing saves under each attention kernel, what compiling is worth, and a step of GRPO. JSON and pages go to the folder given, or to $OUT.
 #
 #   benchmarks/gpu.sh FOLDER
 #   DEVICE=cpu SHAPES=tiny benchmarks/gpu.sh /tmp/gpu        # the same commands, to see that they run
@@ -69,6 +69,7 @@ fi
 for shape in $SHAPES; do
   bounded "prefix_sharing_$shape" prefix_sharing.py --shape "$shape" "${tokens[@]}"
 done
+bounded compiled compiled.py --shape "${SHAPES%% *}"
 for kernel in flex varlen; do
   bounded "prefix_sharing_$kernel" prefix_sharing.py --shape "${SHAPES%% *}" --kernel "$kernel" "${tokens[@]}"
 done

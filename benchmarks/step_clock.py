@@ -16,10 +16,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from operation_times import StepProfile
 from transformers import TrainerCallback
 
 from alignment.data.datamodule import DataModule
 from alignment.types import BinaryBatch, Mismatched, PreferenceBatch, SFTBatch
+
+#: Set where steps are profiled.
+profiled: StepProfile | None = None
 
 TrainBatch = PreferenceBatch | BinaryBatch | SFTBatch
 
@@ -76,6 +80,8 @@ class LightningClock(pl.Callback):
         """Notes a step (one micro-batch is one step here)."""
         self.ends.append(now())
         self.batches.append(batch)
+        if profiled is not None:
+            profiled.start()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the file."""
@@ -94,3 +100,5 @@ class TRLClock(TrainerCallback):
     def on_step_end(self, *_args: Any, **_state: Any) -> None:
         """Notes a step."""
         self.ends.append(now())
+        if profiled is not None:
+            profiled.start()

@@ -16,6 +16,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from operation_times import KINDS, OTHER
 from shapes import SHAPES, Shape, model_flops, padded_tokens, real_tokens
 from suite import GIB, Result, between, child, heading, in_turns, parser, spread, table
 
@@ -165,6 +166,7 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--layouts", nargs="*", choices=LAYOUTS, default=None, help="of ours, beside its default")
     made.add_argument("--steps", type=int, help="measured steps of each run; each shape has its own number")
     made.add_argument("--no-peer", dest="peer", action="store_false", help="ours alone")
+    made.add_argument("--profile", action="store_true", help="where the time goes; steps then take longer")
     made.add_argument("--mfu", action="store_true", help="operations a second, as a share of a matrix product's")
     made.add_argument("--name", default="training_step", help="of the two files")
     args = made.parse_args()
@@ -212,6 +214,7 @@ def measure(
                     "trainer": method.trainer,
                     "options": row.options,
                     "partners": prepared["partners"],
+                    "profile": getattr(args, "profile", False),
                 }
                 got = child("training_step_run.py", job | shared)
             of = {"method": row.method, "row": row.name, "repetition": repetition}
@@ -228,7 +231,8 @@ def kept(got: dict[str, Any], shape: Shape, dtype: str) -> dict[str, Any]:
     # Of what is trained: the gradient and AdamW's two moments beside the weight, all of one type.
     state = got["parameters"] * (got["models"] + 3) * (4 if dtype == "float32" else 2)
     wall, processor = ([round(later[i] - earlier[i], 6) for earlier, later in steps] for i in (0, 1))
-    return {"step_seconds": wall, "step_cpu_seconds": processor, "state_bytes": state} | got
+    timed = {"step_seconds": wall, "step_cpu_seconds": processor, "warmup": shape.warmup, "state_bytes": state}
+    return timed | got
 
 
 def check_equal_work(runs: list[dict[str, Any]], *, tolerances: dict[str, float]) -> None:
@@ -309,7 +313,22 @@ def section(name: str, shape: dict[str, Any], peak: float | None) -> list[str]:
         lines += table(
             "ours / TRL's fastest | row | time | range | CPU time | range | memory above weights and AdamW", ratios
         )
+    if any("operation_seconds" in run for run in runs):
+        lines += profile_table(runs)
     return lines
+
+
+def profile_table(runs: list[dict[str, Any]]) -> list[str]:
+    """Writes where the processor time of the steps after the first goes, in seconds a step."""
+    kinds = [*KINDS, OTHER]
+    rows: list[str] = []
+    for run in runs:
+        # The profile begins when the first step has ended, and holds all that are left.
+        steps = len(run["step_seconds"]) + run["warmup"] - 1
+        found = {kind: run["operation_seconds"].get(kind, 0.0) / steps for kind in kinds}
+        cells = " | ".join(f"{seconds:.2f}" for seconds in found.values())
+        rows.append(f"{METHODS[run['method']].title} | {run['row']} | {sum(found.values()):.2f} | {cells}")
+    return table(f"profiled, s of a processor a step | row | all | {' | '.join(kinds)}", rows)
 
 
 def rows_found(runs: list[dict[str, Any]], method: str) -> dict[str, list[dict[str, Any]]]:

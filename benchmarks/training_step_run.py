@@ -261,13 +261,29 @@ def peak_bytes(device: str) -> int:
 SYSTEMS = {"prepare": prepare, "ours": ours, "bare": bare, "trl": trl, "matmul": matmul}
 
 
+def result_of(
+    job: dict[str, Any], systems: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = SYSTEMS
+) -> dict[str, Any]:
+    """Does a job, profiled if that is wanted."""
+    if not job.get("profile"):
+        return systems[job["system"]](job)
+    import step_clock
+    from operation_times import StepProfile
+
+    step_clock.profiled = StepProfile()
+    try:
+        return systems[job["system"]](job) | {"operation_seconds": step_clock.profiled.seconds()}
+    finally:
+        step_clock.profiled = None
+
+
 def main(systems: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = SYSTEMS) -> None:
     """Does what the argument says, with one of these."""
     job = json.loads(sys.argv[1])
     start = time.perf_counter()
     if job.get("threads"):
         torch.set_num_threads(job["threads"])
-    result = systems[job["system"]](job)
+    result = result_of(job, systems)
     result["peak_bytes"] = peak_bytes(job["device"])
     result["threads"] = torch.get_num_threads()
     result["process_seconds"] = time.perf_counter() - start

@@ -14,17 +14,8 @@ PACKAGE = ROOT / "alignment"
 #: Files of methods/ that are shared by all methods.
 SHARED = {
     *("__init__", "base", "calibration", "offline", "metrics", "nll", "pairwise", "optimizers", "schedules"),
-    *(
-        "preference_metrics",
-        "terms",
-        "online",
-        "online_pairs",
-        "policy_gradient",
-        "rollout_plan",
-        "rollout_log",
-        "writer",
-    ),
-    *("experience_loader", "kl"),
+    *("preference_metrics", "terms", "online", "online_pairs", "policy_gradient", "rollout_plan", "rollout_log"),
+    *("writer", "experience_loader", "kl"),
 }
 METHODS = sorted(path.stem for path in (PACKAGE / "methods").glob("*.py") if path.stem not in SHARED)
 

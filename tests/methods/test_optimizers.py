@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 from typing import Any
 
 import pytest
@@ -16,6 +17,9 @@ from alignment.utils.errors import UserError
 from method_tester import MethodTester
 from runs import job, metrics, train, train_forked
 
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
 EIGHT_BITS = ("optim=adamw_8bit", "optim.min_8bit_size=256")
 OPTIONS: dict[str, Any] = {
     "lr": 1e-2,
@@ -46,8 +50,8 @@ def test_it_has_the_fields_of_adamw():
     assert [ours[key] for key in shared] == [torchs[key] for key in shared]
 
 
+@needs_bitsandbytes
 def test_moments_take_a_quarter_of_the_memory_and_small_tensors_are_exact():
-    pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
     start = [torch.randn(64, 128), torch.randn(16, 16)]
     mine, others = ([torch.nn.Parameter(weight.clone()) for weight in start] for _ in range(2))
@@ -66,8 +70,8 @@ def test_moments_take_a_quarter_of_the_memory_and_small_tensors_are_exact():
     assert 0 < (mine[0] - others[0]).abs().mean() < 0.05 * moved
 
 
+@needs_bitsandbytes
 def test_a_run_learns_what_it_learns_with_32_bits(tmp_path):
-    pytest.importorskip("bitsandbytes")
     losses = {}
     for name, overrides in {"eight": EIGHT_BITS, "exact": ()}.items():
         cfg = job(
@@ -80,26 +84,25 @@ def test_a_run_learns_what_it_learns_with_32_bits(tmp_path):
     assert losses["eight"] == pytest.approx(losses["exact"], rel=0.05)
 
 
-@pytest.mark.parametrize(("optimiser", "gib"), [("adamw", 12), ("adamw_8bit", 6)])
+@pytest.mark.parametrize(("optimiser", "gib"), [("adamw", 12), pytest.param("adamw_8bit", 6, marks=needs_bitsandbytes)])
 def test_moments_of_8_bits_are_counted_as_such(optimiser, gib, tmp_path, monkeypatch):
     """A gradient of 4 bytes, and 8 or 2 of moments."""
     plans: list[MemoryPlan] = []
     monkeypatch.setattr("alignment.pipeline.train.count_parameters", lambda config: 2**30)
     monkeypatch.setattr("alignment.pipeline.train.require_memory", lambda plan, **what: plans.append(plan))
-    pytest.importorskip("bitsandbytes")
     train(job(tmp_path, "method=sft", f"optim={optimiser}", "trainer.max_steps=1", "export=null"), tmp_path / "run")
     assert plans == [MemoryPlan(weights=4 * 2**30, training=gib * 2**30)]
 
 
+@needs_bitsandbytes
 @pytest.mark.parametrize("at", [2, 4])
 def test_resume_is_bitwise(at, tmp_path):
-    pytest.importorskip("bitsandbytes")
     MethodTester(("method=dpo", *EIGHT_BITS), uses_reference=True).check_resume_is_bitwise(tmp_path, at=at)
 
 
+@needs_bitsandbytes
 def test_two_processes_learn_what_one_does(tmp_path):
     """Not to the last bits: gradients that differ by rounding may round to another 8-bit number."""
-    pytest.importorskip("bitsandbytes")
     one = metrics(train(job(tmp_path, *EIGHT_BITS, "data.micro_batch_size=8"), tmp_path / "one"))
     two = metrics(train_forked(job(tmp_path, *EIGHT_BITS, "hardware=cpu_ddp2"), tmp_path / "two"))
     assert set(one) == set(two) == set(range(1, 7))
@@ -108,7 +111,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
             assert two[step][name] == pytest.approx(row[name], rel=2e-4), (step, name)
 
 
+@needs_bitsandbytes
 def test_shards_are_refused(tmp_path):
-    pytest.importorskip("bitsandbytes")
     with pytest.raises(AssertionError, match=r"optim: got 'adamw_8bit with FSDP2', expected whole weights"):
         train_forked(job(tmp_path, *EIGHT_BITS, "hardware=cpu_fsdp2"), tmp_path / "run")

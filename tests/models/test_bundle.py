@@ -14,10 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from alignment.data.collate import token_batch
 from alignment.models.backbone import RandomModel
 from alignment.models.bundle import ModelBundle
-from alignment.models.memory import plan_memory, require_memory
 from alignment.models.references import AdapterOff, FrozenCopy, Precomputed
 from alignment.types import PreferenceBatch, Role
-from alignment.utils.errors import ConfigError, UserError
+from alignment.utils.errors import ConfigError
 
 from tiny import LENGTHS, random_sequences
 
@@ -158,20 +157,3 @@ def test_loading_leaves_the_random_state_where_it_was():
     before = torch.get_rng_state()
     bundle(adapter=True, reference=FROZEN).build(DPO_ROLES)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_memory_is_refused_with_the_numbers():
-    plan = plan_memory(
-        parameters=7 * 10**9,
-        bytes_a_weight=4,
-        bytes_a_trained_number=4,
-        bytes_a_moment=4,
-        copies=2,
-        trainable_share=1.0,
-        shards=1,
-    )
-    assert plan.weights == 56 * 10**9
-    assert plan.training == 84 * 10**9
-    with pytest.raises(UserError, match=r"needs about 130.4 GiB .* and 24.0 GiB are free. Use adapter=lora"):
-        require_memory(plan, available=24 * 2**30, what="model x")
-    require_memory(plan, available=200 * 2**30, what="model x")

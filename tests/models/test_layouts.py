@@ -143,11 +143,12 @@ def test_gradient_checkpointing_sees_the_same_sequences_twice(layout):
 
 
 @pytest.mark.slow
-def test_compiled_graphs_do_not_grow_with_the_shapes_of_batches():
-    """Six batches of other lengths, other groups: after the second no graph is added."""
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_compiled_graphs_do_not_grow_with_the_shapes_of_batches(family):
+    """Six batches of other lengths, other groups, with a sliding window too: after the second no graph is added."""
     torch._dynamo.reset()
     counters.clear()
-    model = model_in(Layout.PREFIX_SHARED, "llama", torch.float32)
+    model = model_in(Layout.PREFIX_SHARED, family, torch.float32)
     plain = copy.deepcopy(model)
     model.hf_model.base_model.compile(dynamic=True)
     graphs: list[int] = []

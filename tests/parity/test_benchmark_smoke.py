@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 pytest.importorskip("trl", reason="the benchmarks need the extra `peers`: pip install -e '.[peers]'")
 
 import beta_sweep
+import compiled
 import growth
 import grpo_step
 import overhead
@@ -24,6 +26,7 @@ import torch
 import training_step
 import training_step_run
 from equal_inputs import hh_lengths
+from operation_times import KINDS, OTHER
 from shapes import HH_LENGTHS, SHAPES, llama, model_flops, real_tokens
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -39,7 +42,7 @@ def here(script: str, job: dict) -> dict:
     """Does a child's job in this process: the libraries are loaded once."""
     assert script == Path(training_step_run.__file__).name
     job = json.loads(json.dumps(job))
-    got = training_step_run.SYSTEMS[job["system"]](job)
+    got = training_step_run.result_of(job)
     got |= {"peak_bytes": training_step_run.peak_bytes(job["device"]), "threads": 1, "load_before": 0.0}
     return json.loads(json.dumps(got))
 
@@ -191,6 +194,29 @@ def test_prefix_sharing_compares_layouts_with_the_bound(call):
         assert all(f"| {bound} |" in row for row in rows)
 
 
+def test_compiled_compares_passes_and_counts_graphs(call, monkeypatch):
+    """Without inductor: what is compiled is run as it was traced."""
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    result, page = call(compiled, *TINY, "--longest", "12", "--threads", "1")
+    assert list(result["layouts"]) == ["padded", "prefix_shared"]
+    for found in result["layouts"].values():
+        assert found["graphs"] >= 1
+        assert [len(times) for times in found["runs"].values()] == [2, 2]
+    assert "| prefix_shared |" in page
+
+
+@pytest.mark.slow
+def test_a_profile_says_where_the_time_goes(call):
+    result, page = call(training_step, *TINY, "--method", "simpo", "--profile", "--threads", "1")
+    for run in result["shapes"]["tiny"]["runs"]:
+        found = run["operation_seconds"]
+        assert found["matrix products"] > 0
+        assert found["optimiser and clipping"] > 0
+        assert found.keys() <= {*KINDS, OTHER}
+    rows = [row for row in page.splitlines() if row.startswith("| SimPO |")]
+    assert len(rows[-1].split("|")) == 5 + len(KINDS) + 1
+
+
 def test_prefix_sharing_refuses_layouts_that_differ():
     model = prefix_sharing.LogprobModel(
         LlamaForCausalLM(LlamaConfig(**llama(32, 2, 4, 2, 64, 128))), chunk_tokens=16, layout=Layout.PREFIX_SHARED
@@ -315,6 +341,7 @@ def test_the_gpus_script_parses_and_stops_when_its_time_is_up(tmp_path):
     names = (
         "training_step_tiny",
         "prefix_sharing_tiny",
+        "compiled",
         "prefix_sharing_flex",
         "prefix_sharing_varlen",
         "training_step_more",
