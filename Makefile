@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 # Where a CPU build of the oldest torch is out of reach: make oldest OLDEST_FREE=torch
 OLDEST_FREE ?=
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --maxschedchunk=16
 # The first interpreter that is new enough.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name > /dev/null 2>&1 && $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null \

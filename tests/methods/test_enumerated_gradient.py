@@ -44,6 +44,7 @@ OVERRIDES = (
 #: With the temperature, and the share of the gradient that a method's definition leaves of it.
 METHODS = {
     "RLOO": (("method=rloo",), 1.5, 1.0),
+    "REINFORCE": (("method=rloo", "method.baseline=none"), 1.0, 1.0),
     # What the critic says is the baseline; the loss is divided by the most tokens.
     "first PPO step": (
         (
