@@ -23,7 +23,7 @@ from alignment.rewards.model import ModelReward, aggregated
 from alignment.types import Head, Rollout
 from alignment.utils.errors import BrokenJudgeError, ConfigError, UserError
 
-FAMILIES = ["gpt2", "llama", "qwen2"]
+FAMILIES = ["gpt2", "llama", "qwen2", "mistral", "gemma", "phi"]
 CHAT = [{"role": "user", "content": "Write a casual review of the soup at the castle."}]
 COMPLETIONS = ["Wow, the soup was great!", "No.", "The soup at the castle was dull, and the look was grim, too."]
 
