@@ -55,9 +55,9 @@ def experience(rewards: list[float], kl: list[list[float]], *, group_size: int) 
     return Experience.of(measured, group_size=group_size)
 
 
-def penalised(coefficient: float) -> SimpleNamespace:
+def penalised(coefficient: float, *, baseline: str = "leave_one_out") -> SimpleNamespace:
     kl = KLPenalty(coefficient=coefficient, place="reward", estimator="k1", target_nats=None, horizon=None)
-    method = SimpleNamespace(kl=kl, scale="none")
+    method = SimpleNamespace(kl=kl, scale="none", baseline=baseline)
     method.penalty = lambda found: OnlineMethod.penalty(method, found)
     return method
 
@@ -67,6 +67,9 @@ def test_t26_the_kl_is_part_of_the_reward_before_the_baseline():
     found = RLOO.advantages(penalised(0.5), experience([1.0, 0.0], [[0.1, 0.3], [0.2]], group_size=2))
     assert found.advantages is not None
     assert found.advantages.tolist() == pytest.approx([0.9, 0.9, -0.9])
+    found = RLOO.advantages(penalised(0.5, baseline="none"), experience([1.0, 0.0], [[0.1, 0.3], [0.2]], group_size=2))
+    assert found.advantages is not None
+    assert found.advantages.tolist() == pytest.approx([0.8, 0.8, -0.1])
     found = GRPO.advantages(penalised(0.5), experience([1.0, 0.0], [[0.1, 0.3], [0.2]], group_size=2))
     assert found.advantages is not None
     assert found.advantages.tolist() == pytest.approx([0.45, 0.45, -0.45])

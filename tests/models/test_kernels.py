@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_layouts import PACKABLE, ROWS, batch_in, model_in, pairs, per_sample_gradients
+from test_layouts import ROWS, batch_in, model_in, pairs, per_sample_gradients
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention import varlen
@@ -26,6 +26,8 @@ from alignment.types import Layout, Segments
 from alignment.utils.errors import UserError
 
 CPU = torch.device("cpu")
+#: Windows, scalings of their own, absolute positions; what else families differ in does not reach the attention.
+FAMILIES = ["gemma3_text", "gpt2", "granite", "llama", "mistral"]
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def use(kernel: str, monkeypatch) -> list[Blocks | Runs]:
 
 @pytest.mark.parametrize("kernel", ["flex", "varlen"])
 @pytest.mark.parametrize("layout", ROWS)
-@pytest.mark.parametrize("family", PACKABLE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_value_and_gradient_of_each_sample_equal_those_of_sdpa(
     family, layout, kernel, flex_on_cpu, varlen_on_cpu, monkeypatch
 ):
