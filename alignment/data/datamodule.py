@@ -60,8 +60,8 @@ class DataModule(pl.LightningDataModule):
         on_bad_row: What to do with a record that the template or the tokenizer cannot do.
         limit: Use only the first so many training records, or ``None``.
         shuffle: Whether each epoch has its own order.
-        num_workers: Worker processes that make batches ahead.
-        num_proc: Processes that tokenise; ``None`` is this one.
+        num_workers: Worker processes that make batches ahead; ``None`` are two where training is on CUDA, else none.
+        num_proc: Processes that tokenise; ``None`` is one for every second core where records are many.
         tokenizer: Of the policy.
         batch_type: What the method eats.
         seed: Of the order.
@@ -89,7 +89,7 @@ class DataModule(pl.LightningDataModule):
         on_bad_row: Literal["error", "drop"],
         limit: int | None,
         shuffle: bool,
-        num_workers: int,
+        num_workers: int | None,
         num_proc: int | None,
         tokenizer: PreTrainedTokenizerBase,
         batch_type: type[Batch],
@@ -236,21 +236,33 @@ class DataModule(pl.LightningDataModule):
             return []
         return self._loader("validation", self.step_geometry, shuffle=False, in_flight=_none_in_flight)
 
-    def reference_dataloaders(self) -> dict[str, PlannedLoader]:
-        """Every record once, in order, on any rank: for filling the reference cache."""
-        return {
-            split: PlannedLoader(
-                maker=BatchMaker(
-                    table, self._batch_type, self._pad_id, self._layout, mismatch=self.prepared.mismatches.get(split)
-                ),
-                planner=partial(plan_once, len(table), self.micro_batch_size, counted=table.counted()),
-                geometry={},
-                num_workers=0,
-                pin_memory=False,
-                in_flight=_none_in_flight,
-            )
-            for split, table in self.prepared.tables.items()
-        }
+    def reference_batches(self, part: int = 0, parts: int = 1) -> Iterator[Batch]:
+        """Yields every record of every split once: for filling the reference cache; see :meth:`batches_once`."""
+        for split in self.prepared.tables:
+            yield from self.batches_once(split, part, parts)
+
+    def batches_once(self, split: str, part: int = 0, parts: int = 1) -> Iterator[Batch]:
+        """Yields every record of a split once, in order, on any rank.
+
+        Args:
+            split: ``train`` or ``validation``.
+            part: Which of the equal parts of the batches to give, from 0 on.
+            parts: Into how many they are dealt out, one after the other.
+        """
+        table, mismatch = self.prepared.tables[split], self.prepared.mismatches.get(split)
+        plans = plan_once(len(table), self.micro_batch_size, counted=table.counted())
+        loader = PlannedLoader(
+            maker=BatchMaker(table, self._batch_type, self._pad_id, self._layout, mismatch=mismatch),
+            planner=lambda epoch: plans[part::parts],
+            geometry={},
+            num_workers=self.num_workers,
+            pin_memory=self._on_cuda,
+            in_flight=_none_in_flight,
+        )
+        try:
+            yield from loader
+        finally:
+            loader.close()
 
     def start_at(self, micro_batches_done: int, epoch: int) -> None:
         """Makes training begin in the middle of an epoch, behind what was trained on."""
@@ -353,12 +365,19 @@ class DataModule(pl.LightningDataModule):
             ),
             planner=planner,
             geometry=settings | {"data": self.fingerprint, "seed": self._seed},
-            num_workers=self._num_workers,
+            num_workers=self.num_workers,
             pin_memory=self._on_cuda,
             in_flight=in_flight,
         )
         self._loaders.append(loader)
         return loader
+
+    @property
+    def num_workers(self) -> int:
+        """Worker processes that make batches ahead."""
+        if self._num_workers is None:
+            return 2 if self._on_cuda else 0
+        return self._num_workers
 
     @property
     def _pad_id(self) -> int:

@@ -190,16 +190,13 @@ def _of_rank(micro_batches: list[list[int]], counts: dict[str, float], filler: i
     return [replace(plans[0], step=tuple(plans)), *plans[1:]]
 
 
-def plan_once(
-    num_records: int, micro_batch_size: int, *, counted: Mapping[str, np.ndarray], epoch: int
-) -> list[MicroBatchPlan]:
+def plan_once(num_records: int, micro_batch_size: int, *, counted: Mapping[str, np.ndarray]) -> list[MicroBatchPlan]:
     """Every record once and in order, without fillers; each micro-batch is a step of its own.
 
     Args:
         num_records: Of the data set.
         micro_batch_size: Records of a micro-batch; the last may have fewer.
         counted: As in :func:`plan_epoch`.
-        epoch: Does not matter.
     """
     plans = []
     for start in range(0, num_records, micro_batch_size):

@@ -76,7 +76,7 @@ class Preparation:
         limit: Use only the first so many training records, or ``None``.
         truncation: Limits and what happens beyond them.
         on_bad_row: What to do with a record that the template or the tokenizer cannot do.
-        num_proc: Processes that tokenise; ``None`` is this one.
+        num_proc: Processes that tokenise; ``None`` is one for every second core where records are many.
         tokenizer: Of the trained model.
         cache_dir: Where parsed and tokenised records are kept.
         mismatched: Whether to pair prompts with completions of other prompts.

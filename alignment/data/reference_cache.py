@@ -12,7 +12,7 @@ A folder named by a hash of everything that the numbers depend on::
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -129,6 +129,11 @@ class ReferenceCache:
 
     def __contains__(self, record_id: object) -> bool:
         return record_id in self._places
+
+    def records(self) -> Iterator[tuple[str, list[np.ndarray]]]:
+        """Yields each record's id, and the token log-probs of each of its sequences."""
+        for name in self._places:
+            yield name, self.read(name)
 
     def read(self, record_id: str) -> list[np.ndarray]:
         """The token log-probs of each of a record's sequences, in nats.

@@ -97,6 +97,13 @@ def hold(folder: Path) -> bool:
     return True
 
 
+def release(folder: Path) -> None:
+    """Takes back :func:`hold`: others may remove the folder."""
+    descriptor = _held.pop(folder, None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
 def is_used(folder: Path) -> bool:
     """Whether a process builds a folder or holds it; asks without waiting, and writes nothing."""
     with _alone(Path(_lock_file(folder))) as not_built, _alone(folder / MARKER) as not_held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -36,6 +37,9 @@ from alignment.utils.errors import DataError
 
 TOKENISE_VERSION = 2
 """Part of every fingerprint: raise it when the same records would give other tokens."""
+
+_MOST_PROCESSES = 8
+_RECORDS_A_PROCESS = 5_000
 
 
 class Tokeniser:
@@ -286,6 +290,11 @@ def _answer_side(encoder: Encoder, groups: list[tuple[list[int], bool]]) -> Side
     return Side(ids, None if all(scored) else scored)
 
 
+def _cores() -> int:
+    """Of this machine that this process may use, where the system says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _empty_row(record: Record, *, soft_labels: bool) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(TOKEN_FEATURES)
     lists = ("prompt_ids", "completion_ids", "rejected_ids", "scored", "step_labels")
@@ -303,6 +312,19 @@ def _empty_row(record: Record, *, soft_labels: bool) -> dict[str, Any]:
     return row
 
 
+def processes_for(num_records: int, *, cores: int) -> int | None:
+    """Returns how many processes tokenise so many records; ``None`` is this one alone.
+
+    A fast tokenizer has threads of its own, so that on two cores a second process gains nothing; the rest, half of the
+    time, is templates and borders. A process is worth its start from some thousand records on.
+
+    >>> processes_for(100_000, cores=2), processes_for(100_000, cores=16), processes_for(1_000, cores=16)
+    (None, 8, None)
+    """
+    processes = min(cores // 2, _MOST_PROCESSES, num_records // _RECORDS_A_PROCESS)
+    return processes if processes > 1 else None
+
+
 def tokenise(
     records: Dataset, tokeniser: Tokeniser, *, fingerprint: str, cache_dir: Path, num_proc: int | None, description: str
 ) -> Dataset:
@@ -313,7 +335,7 @@ def tokenise(
         tokeniser: Does the work.
         fingerprint: Names the records' content.
         cache_dir: Where the result is kept.
-        num_proc: Processes to work in; ``None`` works in this one (fast tokenizers use threads).
+        num_proc: Processes to work in; ``None`` asks :func:`processes_for`.
         description: Of the progress bar.
 
     Returns:
@@ -330,7 +352,7 @@ def tokenise(
             batch_size=256,
             remove_columns=records.column_names,
             features=TOKEN_FEATURES,
-            num_proc=num_proc,
+            num_proc=num_proc or processes_for(len(records), cores=_cores()),
             cache_file_name=str(folder / "tokens.arrow"),
             load_from_cache_file=True,
             new_fingerprint=name,

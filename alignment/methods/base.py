@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -259,11 +258,23 @@ class Method(pl.LightningModule):
                 f"{path}: the reference cache of the run that is resumed is gone, and the policy has moved on from "
                 "what the reference was. Restore the folder, or begin anew with resume=null"
             )
-        batches = itertools.chain.from_iterable(data.reference_dataloaders().values())
-        shown: Iterable[Any] = tqdm(batches, desc="reference log-probs", unit=" batches", disable=None)
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+
+        def batches(part: int, parts: int) -> Iterable[Any]:
+            shown = data.reference_batches(part, parts)
+            return tqdm(shown, desc="reference log-probs", unit=" batches", disable=None if rank == 0 else True)
+
         # In the precision of training: under bf16-mixed an fp32 reference would differ from the policy at step 0.
         with whole(self.policy), self.trainer.precision_plugin.forward_context():
-            cache = fill_cache(path, meta=meta, batches=shown, score=self.policy, device=self.device)
+            cache = fill_cache(
+                path,
+                meta=meta,
+                batches=batches,
+                score=self.policy,
+                device=self.device,
+                rank=rank,
+                world_size=world_size,
+            )
         data.attach_reference(cache)
 
     def _log_train(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from alignment.data.reference_cache import ReferenceCache
+from alignment.data.store import release, remove
 from alignment.models.adapters import adapter_disabled
 from alignment.models.logprob_model import LogprobModel
 from alignment.models.sharding import to_shards
@@ -238,22 +240,55 @@ def fill_cache(
     path: Path,
     *,
     meta: dict[str, Any],
-    batches: Iterable[ReferenceBatch],
+    batches: Callable[[int, int], Iterable[ReferenceBatch]],
     score: Callable[[TokenBatch], TokenLogps],
     device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> ReferenceCache:
     """Scores every record once and writes the reference cache; when it is there already, opens it.
 
-    Of several processes that ask at once one computes, and the others wait for it.
+    Of several runs that ask at once one computes, and the others wait for it. The ranks of a run compute a part each;
+    the first that is done with its own waits for the others' and puts them together. They wait for files only: no
+    time limit of a collective operation is at stake, and a part whose rank has died is computed by another.
 
     Args:
         path: The cache's folder, named by its key.
         meta: What the key was made of.
-        batches: Every record once; fillers (weight 0) are left out.
+        batches: Every record once, of a part (from 0 on) of so many; fillers (weight 0) are left out.
         score: The reference's forward: the policy's, before its first step.
         device: Where it runs.
+        rank: Of this process.
+        world_size: Processes of this run; all of them call this.
     """
-    return ReferenceCache.write(path, meta=meta, records=_scored_records(batches, score, device))
+    folders = [path.with_name(f"{path.name}-part{part}of{world_size}") for part in range(world_size)]
+
+    def scored(part: int) -> Iterator[tuple[str, list[np.ndarray]]]:
+        return _scored_records(batches(part, world_size), score, device)
+
+    def part_of_it(part: int) -> Iterator[tuple[str, list[np.ndarray]]]:
+        if ReferenceCache.exists(path):  # while this waited for the part, another run was done with all of them
+            raise _FilledMeanwhileError
+        yield from scored(part)
+
+    def together() -> Iterator[tuple[str, list[np.ndarray]]]:
+        for part, folder in enumerate(folders):
+            yield from ReferenceCache.write(folder, meta=meta, records=part_of_it(part)).records()
+            release(folder)
+
+    if world_size == 1 or ReferenceCache.exists(path):
+        return ReferenceCache.write(path, meta=meta, records=scored(0))
+    with suppress(_FilledMeanwhileError):
+        ReferenceCache.write(folders[rank], meta=meta, records=part_of_it(rank))
+        release(folders[rank])  # another rank may be the one that removes it
+    cache = ReferenceCache.write(path, meta=meta, records=together())
+    for folder in folders:
+        remove(folder, of=folder)
+    return cache
+
+
+class _FilledMeanwhileError(Exception):
+    """There is nothing left to do."""
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ def _data_prompts(cfg: DictConfig, loaded: Loaded, manifest: Manifest) -> list[T
 def _train_prompts(data: DataModule) -> Iterator[TokenPrompt]:
     """Every training prompt once, in the order of the records."""
     seen: set[tuple[int, ...]] = set()
-    for batch in data.reference_dataloaders()["train"]:
+    for batch in data.batches_once("train"):
         assert isinstance(batch, PromptBatch)
         for prompt in encoded_prompts(batch):
             if prompt.prompt_ids not in seen:

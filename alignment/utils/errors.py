@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 
 class UserError(ValueError):
@@ -28,6 +30,10 @@ class ConfigError(UserError):
         message = f"{key}: got {got!r}, expected {expected}"
         super().__init__(f"{message}. {hint}" if hint else message)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Goes whole to another process, as exceptions with named arguments by themselves do not."""
+        return partial(type(self), self.key, got=self.got, expected=self.expected, hint=self.hint), ()
+
 
 class DataError(UserError):
     """A record that cannot be used, with the place where it stands.
@@ -38,8 +44,12 @@ class DataError(UserError):
     """
 
     def __init__(self, where: str, message: str) -> None:
-        self.where = where
+        self.where, self.message = where, message
         super().__init__(f"{where}: {message}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Goes whole to another process."""
+        return type(self), (self.where, self.message)
 
 
 class BrokenJudgeError(UserError):

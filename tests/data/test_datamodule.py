@@ -404,7 +404,8 @@ def test_statistics_and_drops(
     assert statistics["source"]["dropped"] == {"chosen equals rejected": 1}
     assert statistics["records"] == 4 + (not statistics["dropped"])
     assert statistics["scored_tokens"] == sum(
-        len(batch.tokens.targets) for batch in data.reference_dataloaders()["train"]
+        len(batch.tokens.targets)
+        for batch in data.reference_batches()  # nothing is held out
     )
     assert statistics["chosen_tokens"]["max"] <= 24
     assert "1 x chosen equals rejected" in caplog.text
@@ -485,17 +486,15 @@ def test_fingerprint(make_module: Make, preference_rows: Rows, base_tokenizer: A
 def fill(data: DataModule, path: Path, *, leave_out: str = "") -> ReferenceCache:
     """A cache whose value for each token is the token itself."""
     records: dict[str, list[np.ndarray]] = {}
-    for loader in data.reference_dataloaders().values():
-        for batch in loader:
-            tokens = batch.tokens
-            by_sequence = [
-                tokens.targets[tokens.sequence_index == number].float().numpy()
-                for number in range(tokens.num_sequences)
-            ]
-            sides = tokens.num_sequences // len(batch.ids)
-            for place, name in enumerate(batch.ids):
-                assert name not in records
-                records[name] = [by_sequence[place + side * len(batch.ids)] for side in range(sides)]
+    for batch in data.reference_batches():
+        tokens = batch.tokens
+        by_sequence = [
+            tokens.targets[tokens.sequence_index == number].float().numpy() for number in range(tokens.num_sequences)
+        ]
+        sides = tokens.num_sequences // len(batch.ids)
+        for place, name in enumerate(batch.ids):
+            assert name not in records
+            records[name] = [by_sequence[place + side * len(batch.ids)] for side in range(sides)]
     records.pop(leave_out, None)
     return ReferenceCache.write(path, meta={}, records=records.items())
 

@@ -176,10 +176,9 @@ def test_validation_has_no_micro_batch_of_fillers_alone() -> None:
 
 
 def test_every_batch_of_the_reference_carries_its_own(make: Make) -> None:
-    (loader,) = make().reference_dataloaders().values()
-    for batch in loader:
+    for batch in make().reference_batches():
         assert [part.ids for part in batch.mismatched] == [batch.ids]
-    assert [len(plan.step) for plan in plan_once(5, 2, counted={}, epoch=0)] == [1, 1, 1]
+    assert [len(plan.step) for plan in plan_once(5, 2, counted={})] == [1, 1, 1]
 
 
 def test_what_is_too_long_loses_the_end_of_its_completion(make: Make) -> None:
@@ -214,8 +213,7 @@ def scores(tokens: TokenBatch) -> TokenLogps:
 
 
 def filled(data: DataModule, path: Path) -> ReferenceCache:
-    batches = (batch for loader in data.reference_dataloaders().values() for batch in loader)
-    return fill_cache(path, meta={}, batches=batches, score=scores, device=torch.device("cpu"))
+    return fill_cache(path, meta={}, batches=data.reference_batches, score=scores, device=torch.device("cpu"))
 
 
 def test_the_reference_cache_holds_both_sequences_of_a_record(make: Make, tmp_path: Path) -> None:

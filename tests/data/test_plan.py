@@ -219,7 +219,7 @@ def test_accumulate(micro: int, world: int, expected: int) -> None:
 
 
 def test_plan_once() -> None:
-    found = plan_once(5, 2, counted={"tokens": np.arange(5)}, epoch=3)
+    found = plan_once(5, 2, counted={"tokens": np.arange(5)})
     assert [plan.indices for plan in found] == [(0, 1), (2, 3), (4,)]
     assert [plan.weights for plan in found] == [(1.0, 1.0), (1.0, 1.0), (1.0,)]
     assert [plan.counts for plan in found] == [{"records": n, "tokens": t} for n, t in ((2, 1), (2, 5), (1, 4))]

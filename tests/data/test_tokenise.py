@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from alignment.data.store import MARKER, is_complete, remove
 from alignment.data.tokenise import Tokeniser, tokenise
 from alignment.data.truncation import Truncation
 from alignment.data.views import view
-from alignment.utils.errors import ConfigError, DataError
+from alignment.utils.errors import ConfigError, DataError, UserError
 
 ROOMY = Truncation(200, None, "keep_end", "truncate")
 USER = {"role": "user", "content": "hello there"}
@@ -353,3 +354,81 @@ def test_no_noise_about_long_texts(tokens: Tokens, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING):
         tokens(Binary(id="b", prompt="one two three four", completion=" five six", label=True), tokenizer=short)
     assert not caplog.records
+
+
+# ---------------------------------------------------------------- several processes
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_processes_give_the_same_rows(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, num_proc: int) -> None:
+    rows = dataset(*(pair(id=f"p{number}", chosen=f" the cat {number}") for number in range(7)))
+    tokeniser = Tokeniser(
+        tokenizer=tokenizer,
+        have=RecordKind.PREFERENCE,
+        want=RecordKind.PREFERENCE,
+        seen_as=partial(view, want=RecordKind.PREFERENCE),
+        truncation=ROOMY,
+        on_bad_row="error",
+    )
+
+    def run(processes: int | None) -> Dataset:
+        cache = tmp_path / str(processes)
+        return tokenise(rows, tokeniser, fingerprint="f", cache_dir=cache, num_proc=processes, description="")
+
+    assert run(num_proc)[:] == run(None)[:]
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_a_bad_record_is_named_whoever_tokenises(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, num_proc: int | None
+) -> None:
+    """An exception that cannot go from one process to another leaves the first one waiting for ever."""
+    rows = dataset(*(pair(id=f"file:{number}", chosen=" the cat" * (1 + 99 * (number == 5))) for number in range(8)))
+    tokeniser = Tokeniser(
+        tokenizer=tokenizer,
+        have=RecordKind.PREFERENCE,
+        want=RecordKind.PREFERENCE,
+        seen_as=partial(view, want=RecordKind.PREFERENCE),
+        truncation=Truncation(50, None, "error", "error"),
+        on_bad_row="error",
+    )
+    with pytest.raises(UserError, match="file:5"):
+        tokenise(rows, tokeniser, fingerprint="f", cache_dir=tmp_path, num_proc=num_proc, description="")
+
+
+def test_chats_without_a_template_are_refused_by_a_process_too(
+    base_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = dataset(*(pair(id=f"p{number}", prompt=(USER,)) for number in range(4)))
+    tokeniser = Tokeniser(
+        tokenizer=base_tokenizer,
+        have=RecordKind.PREFERENCE,
+        want=RecordKind.PREFERENCE,
+        seen_as=partial(view, want=RecordKind.PREFERENCE),
+        truncation=ROOMY,
+        on_bad_row="error",
+    )
+    with pytest.raises(ConfigError) as caught:
+        tokenise(rows, tokeniser, fingerprint="f", cache_dir=tmp_path, num_proc=2, description="")
+    assert caught.value.key == "model.tokenizer.chat_template"
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(("cores", "passed"), [(1, None), (6, 3), (64, 8)])
+def test_many_records_are_shared_out_over_cores(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, passed: int | None
+) -> None:
+    asked: list[Any] = []
+
+    class Rows(list[None]):
+        column_names = ()
+
+        def map(self, *_: Any, num_proc: int | None, **__: Any) -> None:
+            asked.append(num_proc)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    for number in (100, 100_000):
+        rows: Any = Rows([None] * number)
+        tokeniser: Any = SimpleNamespace(fingerprint=str(number))
+        tokenise(rows, tokeniser, fingerprint="f", cache_dir=tmp_path, num_proc=None, description="")
+    assert asked == [None, passed]
