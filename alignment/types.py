@@ -85,7 +85,7 @@ class Segments(OnDevice):
     Attributes:
         groups: Tokens of each group's trunk and of its branches.
         places: For each sequence the places of its tokens in order, the trunk's first; shorter ones are filled up
-            with place 0.
+            with their last one.
         home: For each place of the row the flat index into ``places`` at which its own output is read.
     """
 

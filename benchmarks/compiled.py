@@ -14,7 +14,7 @@ import time
 from statistics import median
 
 import torch
-from prefix_sharing import now, with_head
+from prefix_sharing import now, set_up_torch, with_head
 from shapes import SHAPES
 from suite import Result, between, heading, parser, table
 from torch._dynamo.utils import counters
@@ -35,8 +35,7 @@ def main() -> None:
     made.add_argument("--longest", type=int, default=128, help="tokens of a prompt or a completion at most")
     made.add_argument("--name", default="compiled", help="of the two files")
     args = made.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_up_torch(args)
     shape = SHAPES[args.shape]
     torch.manual_seed(1)
     config = AutoConfig.for_model(shape.architecture, **(shape.config | {"max_position_embeddings": 4096}))
@@ -70,8 +69,8 @@ def measure(backbone: torch.nn.Module, layout: Layout, args: argparse.Namespace)
             passed(model, batch)
         first[name] = time.perf_counter() - begin
     graphs = counters["stats"]["unique_graphs"]
-    with torch.no_grad():
-        plain, compiled = (model(batches[0]).token_logps for model in models.values())
+    # With gradients, as above: without them it would be another graph to compile.
+    plain, compiled = (model(batches[0]).token_logps.detach() for model in models.values())
     if not torch.allclose(plain, compiled, rtol=1e-2, atol=1e-2):
         raise RuntimeError(f"{layout}: log-probs differ by {(plain - compiled).abs().max():.2g} nats")
     runs: dict[str, list[float]] = {name: [] for name in models}

@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
 # What one CUDA GPU can tell, in under nine minutes: training steps in bf16 with their share of the device's peak, what
-# prefix sharing saves under each attention kernel, what compiling is worth, and a step of GRPO. JSON and pages go to the folder given, or to $OUT.
+# prefix sharing saves under each attention kernel, what compiling is worth, and a step of GRPO. JSON and pages go to
+# the folder given, or to $OUT; what found no time or failed is named in skipped.txt there.
 #
 #   benchmarks/gpu.sh FOLDER
+#   ROWS="compiled grpo_step" benchmarks/gpu.sh FOLDER       # only these
 #   DEVICE=cpu SHAPES=tiny benchmarks/gpu.sh /tmp/gpu        # the same commands, to see that they run
 #
-# It takes the packages that it finds: without TRL it measures this project alone, and without Hydra, Lightning or
-# datasets only the log-prob path.
+# It takes the packages that it finds: without TRL it measures this project alone, and with torch, transformers, peft and
+# jaxtyping alone only the log-prob path. The most important comes first, and no row takes the time of all others.
 set -uo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 OUT=${1:-${OUT:?the folder to write to}}
 DEVICE=${DEVICE:-cuda}
 SHAPES=${SHAPES:-qwen-0.5B qwen-1.5B}
+ROWS=${ROWS:-}
 PYTHON=${PYTHON:-python3}
 LIMIT_SECONDS=${LIMIT_SECONDS:-530}
 export PYTHONPATH="$HERE/..${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
@@ -20,27 +23,27 @@ mkdir -p "$OUT"
 
 has() { "$PYTHON" -c "import $1" > /dev/null 2>&1; }
 
-# bounded NAME SCRIPT ARGUMENT...: runs a benchmark in what is left of the time; what it has measured by then is kept.
+# bounded SECONDS NAME SCRIPT ARGUMENT...: runs a benchmark in that time, or in what is left; what it has measured by
+# then is kept.
 bounded() {
-  local name=$1 script=$2 left=$((LIMIT_SECONDS - SECONDS)) status=0
-  shift 2
+  local most=$1 name=$2 script=$3 left=$((LIMIT_SECONDS - SECONDS)) status=0
+  shift 3
+  if [ -n "$ROWS" ] && [[ " $ROWS " != *" $name "* ]]; then return 0; fi
   if ((left < 20)); then
     echo "$name: no time left" | tee -a "$OUT/skipped.txt"
     return 0
   fi
-  timeout --signal=INT --kill-after=5 "$left" "$PYTHON" "$HERE/$script" --name "$name" --device "$DEVICE" \
-    --dtype bfloat16 --out "$OUT" "$@" > "$OUT/$name.log" 2>&1 || status=$?
+  timeout --signal=INT --kill-after=5 "$((left < most ? left : most))" "$PYTHON" "$HERE/$script" --name "$name" \
+    --device "$DEVICE" --dtype bfloat16 --out "$OUT" "$@" > "$OUT/$name.log" 2>&1 || status=$?
   tail -n 25 "$OUT/$name.log"
   if ((status)); then echo "$name: ended with $status; see $name.log" | tee -a "$OUT/skipped.txt"; fi
-  return "$status"
 }
 
-# steps NAME ARGUMENT...: training steps beside TRL's, or without where it is missing or fails with what else is there.
+# steps SECONDS NAME ARGUMENT...: training steps, beside TRL's where it is installed.
 steps() {
-  local name=$1
-  shift
-  if has trl && bounded "$name" training_step.py --repetitions 1 --mfu "$@"; then return; fi
-  bounded "${name}_alone" training_step.py --repetitions 1 --mfu --no-peer "$@"
+  local most=$1 name=$2
+  shift 2
+  bounded "$most" "$name" training_step.py --repetitions 1 --mfu "${peer[@]}" "$@"
 }
 
 "$PYTHON" - > "$OUT/versions.json" << 'END'
@@ -57,28 +60,32 @@ print(json.dumps(found, indent=1))
 END
 cat "$OUT/versions.json"
 
+small=${SHAPES%% *}
 tokens=(--pairs 4 --completion 256)
-if [ "$DEVICE" = cpu ]; then tokens=(--pairs 2 --completion 16); fi
-if has hydra && has lightning && has datasets && has pydantic; then
-  for shape in $SHAPES; do
-    steps "training_step_$shape" --shape "$shape" --method dpo_precomputed --layouts padded packed
-  done
-else
-  echo "training_step: needs hydra-core, lightning, datasets and pydantic" | tee -a "$OUT/skipped.txt"
+rollouts=(--cells 512,64 --steps 3)
+if [ "$DEVICE" = cpu ]; then
+  tokens=(--pairs 2 --completion 16)
+  rollouts=(--quick --cells 8,6)
 fi
-for shape in $SHAPES; do
-  bounded "prefix_sharing_$shape" prefix_sharing.py --shape "$shape" "${tokens[@]}"
+peer=()
+has trl || peer=(--no-peer)
+runs=yes
+for package in hydra lightning datasets pydantic wandb; do has "$package" || runs=; done
+if [ -z "$runs" ]; then
+  echo "training_step, grpo_step: need hydra-core, lightning, datasets, pydantic and wandb" | tee -a "$OUT/skipped.txt"
+fi
+
+if [ -n "$runs" ]; then
+  for shape in $SHAPES; do steps 100 "training_step_$shape" --shape "$shape" --method dpo_precomputed; done
+fi
+for kernel in sdpa flex varlen; do
+  bounded 70 "prefix_sharing_$kernel" prefix_sharing.py --shape "$small" --kernel "$kernel" "${tokens[@]}"
 done
-bounded compiled compiled.py --shape "${SHAPES%% *}"
-for kernel in flex varlen; do
-  bounded "prefix_sharing_$kernel" prefix_sharing.py --shape "${SHAPES%% *}" --kernel "$kernel" "${tokens[@]}"
-done
-if has hydra && has lightning && has datasets && has pydantic; then
-  steps training_step_more --shape "${SHAPES%% *}" --method dpo_frozen_copy sft
-  if has trl; then
-    rollouts=(--cells 512,64 --steps 3)
-    if [ "$DEVICE" = cpu ]; then rollouts=(--quick --cells 8,6); fi
-    bounded grpo_step grpo_step.py --repetitions 1 --no-uneven "${rollouts[@]}"
-  fi
+bounded 60 prefix_sharing_cudnn prefix_sharing.py --shape "$small" --cudnn "${tokens[@]}"
+bounded 90 compiled compiled.py --shape "$small"
+if [ -n "$runs" ]; then
+  if has trl; then bounded 90 grpo_step grpo_step.py --repetitions 1 --no-uneven "${rollouts[@]}"; fi
+  steps 200 training_step_more --shape "$small" --method dpo_frozen_copy sft kto reward_model orpo simpo
+  steps 60 training_step_layouts --shape "$small" --method dpo_precomputed --no-peer --layouts padded packed
 fi
 echo "$SECONDS s; see $OUT"

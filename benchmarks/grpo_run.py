@@ -20,7 +20,7 @@ from training_step_run import CLIP, LEARNING_RATE, SEED, clocked_run, main, resi
 #: Bytes that are read to measure how fast memory is: many times what a cache holds.
 STREAM_BYTES = 2**30
 #: Rows and columns of a product that is large enough to be as fast as any.
-MATRIX = 1024
+MATRIX = {"cpu": 1024, "cuda": 8192}
 #: Of continuous batching: tokens of a block of its cache, and tokens of a forward pass.
 PAGE, BATCH_TOKENS = 64, 512
 #: Prompts and the most new tokens in, the lengths of completions out.
@@ -65,17 +65,15 @@ def trl(job: dict[str, Any]) -> dict[str, Any]:
     With ``replay``, a folder, on completions of a run of ours instead of its own. With ``completions_only`` its head
     scores completions only, which without Triton it does not: one of its functions is replaced.
     """
-    import trl.trainer.utils as its_head
     from equal_inputs import even_tokens
     from rollout_clock import TRLRolloutClock
     from transformers import AutoTokenizer
     from trl import GRPOTrainer  # noqa: F401  (a library: not part of what a run adds)
-    from trl_peer import peer_config, peer_trainer
+    from trl_peer import peer_config, peer_trainer, score_completions_only
 
     if job.get("completions_only"):
-        # The kernels ask elsewhere whether there is Triton; here it decides which positions they are given.
-        its_head._use_triton = lambda _device: True  # type: ignore[assignment]
-    before = resident_bytes()
+        score_completions_only()
+    before = resident_bytes(job["device"])
     rows_a_pass = job["prompts_a_pass"] * job["group"]
     config = peer_config(
         "GRPO",
@@ -143,12 +141,10 @@ def replay(folder: Path, group: int) -> Callable[[list[str], Any], dict[str, Any
 
 def machine(job: dict[str, Any]) -> dict[str, Any]:
     """Measures what bounds decoding: bytes a second that memory gives, and operations a second of a product."""
-    numbers = torch.ones(STREAM_BYTES // 4 // MATRIX, MATRIX, device=job["device"])
-    one, other = torch.ones(MATRIX, device=job["device"]), torch.empty_like(numbers)
-    left, right = (
-        torch.ones(job["rows"], MATRIX, device=job["device"]),
-        torch.ones(MATRIX, MATRIX, device=job["device"]),
-    )
+    size, kind = MATRIX[job["device"]], {"device": job["device"], "dtype": getattr(torch, job["dtype"])}
+    numbers = torch.ones(STREAM_BYTES // kind["dtype"].itemsize // size, size, **kind)
+    one, other = torch.ones(size, **kind), torch.empty_like(numbers)
+    left, right = torch.ones(job["rows"], size, **kind), torch.ones(size, size, **kind)
     read, copied, tall, square = (
         fastest(work)
         for work in (
@@ -162,7 +158,7 @@ def machine(job: dict[str, Any]) -> dict[str, Any]:
         "read_bytes_per_second": STREAM_BYTES / read,
         # What is copied is read once and written once.
         "copy_bytes_per_second": 2 * STREAM_BYTES / copied,
-        "operations_per_second": max(2 * job["rows"] * MATRIX**2 / tall, 2 * MATRIX**3 / square),
+        "operations_per_second": max(2 * job["rows"] * size**2 / tall, 2 * size**3 / square),
     }
 
 

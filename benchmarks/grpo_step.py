@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from shapes import SHAPES
-from suite import GIB, Result, between, child, heading, in_turns, parser, spread, table
+from suite import CHANGED, GIB, Result, between, child, heading, in_turns, parser, spread, table
 
 SCRIPT = "grpo_run.py"
 GROUP = 8
@@ -28,7 +28,6 @@ WARMUP = 1
 #: Of norms of gradients on the same completions, relative: TRL adds 1e-4 to the std of a group's rewards.
 TOLERANCE = {"float32": 1e-2, "bfloat16": 1e-1}
 #: What a GPU's kernels save TRL is here saved by a change to it.
-CHANGED = "changed TRL, head on completions only"
 ENGINES = ("ours", "transformers", "transformers, continuous batching")
 #: A share of the step: what it is called here, and what that is.
 PHASES = {
@@ -300,7 +299,8 @@ def steps_section(cells: dict[str, Any]) -> list[str]:
         "## Steps",
         "",
         "The parts are shares of the step's seconds: " + "; ".join(f"{n}: {what}" for n, what in PHASES.items()) + ".",
-        "Peak is the process's largest resident set less what it held before anything was loaded but libraries.",
+        "Peak is the process's largest resident set less what it held before anything was loaded but libraries; on a",
+        "GPU the most that tensors held.",
     ]
     rows: list[str] = []
     ratios: list[str] = []
@@ -327,7 +327,7 @@ def every(runs: list[dict[str, Any]], what: str) -> list[float]:
 
 
 def above_start(runs: list[dict[str, Any]]) -> float:
-    """Returns the largest peak above the start, in GiB."""
+    """Returns the largest peak above the start, in GiB; a GPU holds no libraries, and its start is 0."""
     return max(run["peak_bytes"] - run["resident_before"] for run in runs) / GIB
 
 

@@ -6,6 +6,7 @@ python benchmarks/prefix_sharing.py --shape tiny --repetitions 1 --out /tmp/out
 
 from __future__ import annotations
 
+import argparse
 import random
 import sys
 import time
@@ -38,10 +39,11 @@ def main() -> None:
     made.add_argument("--completion", type=int, default=128, help="tokens of each completion")
     made.add_argument("--pairs", type=int, default=2)
     made.add_argument("--kernel", choices=get_args(Kernel), default="sdpa", help="of a row's attention, on a GPU")
+    made.add_argument("--cudnn", action="store_true", help="let sdpa take cuDNN's kernel, as no run does")
     made.add_argument("--name", default="prefix_sharing", help="of the two files")
     args = made.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_up_torch(args)
+    torch.backends.cuda.enable_cudnn_sdp(args.cudnn)
     shape = SHAPES[args.shape]
     torch.manual_seed(1)
     config = AutoConfig.for_model(shape.architecture, **(shape.config | {"max_position_embeddings": 16384}))
@@ -57,6 +59,13 @@ def main() -> None:
         result.write(args.out, args.name, page)
         print(f"prompt/completion {ratio}", file=sys.stderr)
     print("\n".join(page(result)))
+
+
+def set_up_torch(args: argparse.Namespace) -> None:
+    """Sets threads and kernels as ``align train`` does."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def pair_batches(pairs: int, lengths: tuple[int, int, int], *, vocab: int, device: str) -> dict[Layout, TokenBatch]:
@@ -138,7 +147,8 @@ def page(result: Result) -> list[str]:
         "scores the completions' tokens in both, which no sharing saves."
     )
     lines = heading("Sharing a pair's prompt", "python benchmarks/prefix_sharing.py", result, about)
-    lines += [f"{asked['shape']}, attention by {asked['kernel']}, {asked['pairs']} pairs, completions of"]
+    kernel = asked["kernel"] + (" with cuDNN's kernels" if asked["cudnn"] else "")
+    lines += [f"{asked['shape']}, attention by {kernel}, {asked['pairs']} pairs, completions of"]
     lines += [f"{asked['completion']} tokens, median of {asked['repetitions']} repetitions."]
     rows: list[str] = []
     for ratio, found in result["ratios"].items():

@@ -133,6 +133,8 @@ HH_LENGTHS: tuple[PairLengths, ...] = (
 )
 
 _SMALL = llama(288, 6, 6, 6, 768, 32_000)
+#: The shape of SmolLM2-135M.
+_135M = llama(576, 30, 9, 3, 1536, 49_152)
 _EVEN = ((128, 128, 128),) * 4
 SHAPES = {
     "tiny": Shape(
@@ -150,12 +152,19 @@ SHAPES = {
         steps=7,
         methods=("dpo_frozen_copy", "dpo_precomputed"),
     ),
-    # The shape of SmolLM2-135M; lengths uneven as in dialogue, with means of 128.
+    # Lengths uneven as in dialogue, with means of 128.
     "135M": Shape(
-        llama(576, 30, 9, 3, 1536, 49_152),
+        _135M,
         (((64, 200, 96), (96, 64, 160), (160, 128, 48), (192, 148, 180)),),
         warmup=1,
         steps=3,
+        methods=("dpo_frozen_copy", "dpo_precomputed"),
+    ),
+    "135M-hh": Shape(
+        _135M,
+        tuple(HH_LENGTHS[i : i + 4] for i in range(0, len(HH_LENGTHS), 4)),
+        warmup=1,
+        steps=4,
         methods=("dpo_frozen_copy", "dpo_precomputed"),
     ),
     # The shapes of Qwen2.5, for a GPU.

@@ -21,6 +21,8 @@ from machine import environment, load_average
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "lightning", "transformers", "trl", "accelerate", "tokenizers", "datasets", "numpy")
 GIB = 2**30
+#: Rows of the peer with one of its functions replaced; see ``trl_peer.score_completions_only``.
+CHANGED = "changed TRL, head on completions only"
 T = TypeVar("T")
 
 

@@ -18,14 +18,18 @@ from typing import Any
 
 from operation_times import KINDS, OTHER
 from shapes import SHAPES, Shape, model_flops, padded_tokens, real_tokens
-from suite import GIB, Result, between, child, heading, in_turns, parser, spread, table
+from suite import CHANGED, GIB, Result, between, child, heading, in_turns, parser, spread, table
 
 LAYOUTS = ("padded", "packed", "prefix_shared")
-#: Equal work gives equal losses and norms of gradients, up to rounding that a few updates carry on; relative.
+#: Equal work gives equal losses and norms of gradients, up to rounding that updates carry on; relative.
 TOLERANCES = {
     "float32": {"losses": 1e-3, "gradient_norms": 1e-2},
     "bfloat16": {"losses": 1e-2, "gradient_norms": 1e-1},
 }
+#: In how many of the first steps; in bf16 later ones hold more and more of the rounding of those before.
+EQUAL_STEPS = {"float32": None, "bfloat16": 1}
+#: Dense products that makers give for bf16, in operations a second: what "MFU" is a share of.
+DATASHEET = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12}
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Method:
             fastest of them.
         records: The file that is trained on.
         model: The folder whose weights are trained.
+        whole_head: Whether TRL's head scores every position on a CPU; on a GPU it does not.
         passes: Forward passes' worth of work in a step: 3 to train, 1 more for a reference model.
     """
 
@@ -49,6 +54,7 @@ class Method:
     options: tuple[dict[str, Any], ...] = ({},)
     records: str = "pairs"
     model: str = "model"
+    whole_head: bool = False
     passes: int = 3
 
     @property
@@ -63,6 +69,7 @@ METHODS = {
         ("method=dpo", "method.beta=0.1", "reference=frozen_copy"),
         "DPO",
         ({"beta": 0.1},),
+        whole_head=True,
         passes=4,
     ),
     "dpo_precomputed": Method(
@@ -70,6 +77,7 @@ METHODS = {
         ("method=dpo", "method.beta=0.1", "reference=precomputed"),
         "DPO",
         ({"beta": 0.1, "precompute_ref_log_probs": True},),
+        whole_head=True,
     ),
     "kto": Method(
         "KTO, frozen copy",
@@ -77,6 +85,7 @@ METHODS = {
         "KTO",
         ({"beta": 0.1, "loss_type": "kto"},),
         records="thumbs",
+        whole_head=True,
         passes=4,
     ),
     "orpo": Method(
@@ -98,6 +107,7 @@ METHODS = {
         "SFT",
         ({}, {"padding_free": True, "max_length": None}),
         records="demonstrations",
+        whole_head=True,
     ),
 }
 
@@ -112,6 +122,7 @@ class Row:
         system: ``ours``, ``trl`` or ``bare``.
         overrides: Of this project's configuration.
         options: Of TRL's.
+        completions_only: Whether TRL's head is made to score completions only.
     """
 
     method: str
@@ -119,22 +130,27 @@ class Row:
     system: str
     overrides: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    completions_only: bool = False
 
 
-def rows_of(methods: list[str], layouts: list[str], *, peer: bool = True) -> list[Row]:
+def rows_of(methods: list[str], layouts: list[str], *, peer: bool = True, changed: bool = False) -> list[Row]:
     """Returns the lines that are measured.
 
     Args:
         methods: Keys of :data:`METHODS`.
         layouts: To measure beside this project's default.
         peer: Whether TRL is measured too.
+        changed: Whether it is also measured with a head that scores completions only, where its own does not.
     """
     rows: list[Row] = []
     for key in methods:
         method = METHODS[key]
         for options in method.options if peer else ():
             what = "".join(f", {name}" for name, value in options.items() if value is True)
-            rows.append(Row(key, f"TRL{what.replace(', precompute_ref_log_probs', '')}", "trl", options=options))
+            what = what.replace(", precompute_ref_log_probs", "")
+            rows.append(Row(key, f"TRL{what}", "trl", options=options))
+            if changed and method.whole_head:
+                rows.append(Row(key, f"{CHANGED}{what}", "trl", options=options, completions_only=True))
         rows.append(Row(key, "ours", "ours", method.ours))
         rows += [Row(key, f"ours, {name}", "ours", (*method.ours, f"model.layout={name}")) for name in layouts]
     return rows
@@ -151,7 +167,7 @@ def main() -> None:
     for name in args.shape:
         shape = SHAPES[name]
         methods = args.method or list(shape.methods or METHODS)
-        rows = rows_of(methods, args.layouts, peer=args.peer)
+        rows = rows_of(methods, args.layouts, peer=args.peer, changed=args.device == "cpu" and not args.profile)
         for found in measure(name, shape, rows, args):
             result["shapes"][name] = found
             result.write(args.out, args.name, page)
@@ -213,16 +229,17 @@ def measure(
                     "ours": row.overrides,
                     "trainer": method.trainer,
                     "options": row.options,
+                    "completions_only": row.completions_only,
                     "partners": prepared["partners"],
                     "profile": getattr(args, "profile", False),
                 }
                 got = child("training_step_run.py", job | shared)
             of = {"method": row.method, "row": row.name, "repetition": repetition}
             runs.append(of | kept(got, shape, args.dtype))
-            check_equal_work(runs, tolerances=TOLERANCES[args.dtype])
             middle = median(runs[-1]["step_seconds"])
             print(f"{name}, {method.title}, {row.name} #{repetition}: {middle:.3f} s", file=sys.stderr)
             yield facts | {"runs": runs}
+            check_equal_work(runs, tolerances=TOLERANCES[args.dtype], steps=EQUAL_STEPS[args.dtype])
 
 
 def kept(got: dict[str, Any], shape: Shape, dtype: str) -> dict[str, Any]:
@@ -235,12 +252,13 @@ def kept(got: dict[str, Any], shape: Shape, dtype: str) -> dict[str, Any]:
     return timed | got
 
 
-def check_equal_work(runs: list[dict[str, Any]], *, tolerances: dict[str, float]) -> None:
+def check_equal_work(runs: list[dict[str, Any]], *, tolerances: dict[str, float], steps: int | None = None) -> None:
     """Refuses a comparison in which the systems did not see the same tokens and learn the same from them.
 
     Args:
         runs: Compared with the first of the same method.
         tolerances: Of each logged value, relative.
+        steps: How many of the first steps must agree; ``None`` is all.
 
     Raises:
         RuntimeError: Naming the two.
@@ -255,7 +273,7 @@ def check_equal_work(runs: list[dict[str, Any]], *, tolerances: dict[str, float]
             mine, its = run[what], other[what]
             if mine.keys() != its.keys() or not mine:
                 raise RuntimeError(f"{names} logged different steps' {what}: {sorted(mine)} and {sorted(its)}")
-            if not all(abs(mine[step] - its[step]) <= tolerance * abs(its[step]) for step in mine):
+            if not all(abs(mine[step] - its[step]) <= tolerance * abs(its[step]) for step in list(mine)[:steps]):
                 raise RuntimeError(f"{names} reached other {what}: {mine} and {its}")
 
 
@@ -263,16 +281,20 @@ def page(result: Result) -> list[str]:
     """Writes the numbers as Markdown."""
     about = "All rows of a method were trained on the same tokens and logged the same losses and norms of gradients."
     if result["arguments"]["device"] == "cpu":
-        about += "\nOn a CPU the heads of TRL's DPO, KTO and SFT score every position, on a GPU completions only."
+        about += "\nOn a CPU the heads of TRL's DPO, KTO and SFT score every position, on a GPU completions only:"
+        about += "\nrows of changed TRL do so here too, by a function of its that is replaced."
     lines = heading("Training steps beside TRL's", "python benchmarks/training_step.py", result, about)
     lines += [f"{result['arguments']['repetitions']} alternating repetitions."]
     peak = result.get("peak_operations")
     if peak:
         lines += [f"A matrix product of the weights' type runs at {peak / 1e12:.3g} T operations a second."]
+    promised = datasheet(result)
+    if promised:
+        lines += [f"The maker gives {promised / 1e12:.4g} T: that is what MFU is a share of."]
     lines += ["", "TRL's settings, beside what benchmarks/trl_peer.py sets for all; of several the fastest counts:", ""]
     lines += [settings(key) for key in dict.fromkeys(run["method"] for run in all_runs(result))]
     for name, shape in result["shapes"].items():
-        lines += ["", *section(name, shape, peak)]
+        lines += ["", *section(name, shape, [bound for bound in (peak, promised) if bound])]
     return lines
 
 
@@ -288,8 +310,15 @@ def settings(key: str) -> str:
     return f"- {method.title}: {method.trainer}Trainer, `{'` or `'.join(given)}`"
 
 
-def section(name: str, shape: dict[str, Any], peak: float | None) -> list[str]:
-    """Writes a shape's tables."""
+def datasheet(result: Result) -> float | None:
+    """Returns the operations a second that the GPU's maker gives, where they were measured too."""
+    name = result["environment"]["device"] or ""
+    asked = result.get("peak_operations") and result["arguments"]["dtype"] == "bfloat16"
+    return next((most for gpu, most in DATASHEET.items() if gpu in name), None) if asked else None
+
+
+def section(name: str, shape: dict[str, Any], peaks: list[float]) -> list[str]:
+    """Writes a shape's tables, with shares of the measured peak and of the promised one, if there are any."""
     runs = shape["runs"]
     groups = {key: rows_found(runs, key) for key in dict.fromkeys(run["method"] for run in runs)}
     loads = [run["load_before"] for run in runs]
@@ -305,13 +334,13 @@ def section(name: str, shape: dict[str, Any], peak: float | None) -> list[str]:
     ]
     header = "method | row | step, s: median | quartiles | CPU s | real tokens/s | peak, GiB | above weights and AdamW"
     lines += table(
-        f"{header}{' | share of the peak' if peak else ''}",
-        [cells(key, row, found, shape, peak) for key, rows in groups.items() for row, found in rows.items()],
+        " | ".join([header, "share of the peak", "MFU"][: 1 + len(peaks)]),
+        [cells(key, row, found, shape, peaks) for key, rows in groups.items() for row, found in rows.items()],
     )
     ratios = [line for key, rows in groups.items() for line in ratio_lines(METHODS[key].title, rows)]
     if ratios:
         lines += table(
-            "ours / TRL's fastest | row | time | range | CPU time | range | memory above weights and AdamW", ratios
+            "ours / the fastest | row | of | time | range | CPU time | range | memory above weights and AdamW", ratios
         )
     if any("operation_seconds" in run for run in runs):
         lines += profile_table(runs)
@@ -333,11 +362,12 @@ def profile_table(runs: list[dict[str, Any]]) -> list[str]:
 
 def rows_found(runs: list[dict[str, Any]], method: str) -> dict[str, list[dict[str, Any]]]:
     """Returns the runs of each row of a method, in the order of their repetitions."""
-    names = sorted({run["row"] for run in runs if run["method"] == method}, key=lambda name: (name[0] != "T", name))
+    named = {run["row"] for run in runs if run["method"] == method}
+    names = sorted(named, key=lambda name: ("TRL" not in name, name[0] != "T", name))
     return {name: [run for run in runs if (run["method"], run["row"]) == (method, name)] for name in names}
 
 
-def cells(key: str, row: str, runs: list[dict[str, Any]], shape: dict[str, Any], peak: float | None) -> str:
+def cells(key: str, row: str, runs: list[dict[str, Any]], shape: dict[str, Any], peaks: list[float]) -> str:
     """Writes a row: steps of all repetitions together, and the largest of the peaks."""
     middle, low, high = spread([value for run in runs for value in run["step_seconds"]])
     cpu = median(value for run in runs for value in run["step_cpu_seconds"])
@@ -346,13 +376,10 @@ def cells(key: str, row: str, runs: list[dict[str, Any]], shape: dict[str, Any],
         f"{METHODS[key].title} | {row} | {middle:.4g} | {low:.4g} to {high:.4g} | {cpu:.4g} "
         f"| {tokens_per_second(runs, shape):,.0f} | {most:.2f} | {above_state(runs):.2f}"
     )
-    if peak is None:
-        return line
     measured = shape["lengths"][shape["warmup"] :]
     needed = [model_flops(shape["config"], step, passes=METHODS[key].passes) for step in measured]
-    return (
-        f"{line} | {median(n / s for run in runs for n, s in zip(needed, run['step_seconds'], strict=True)) / peak:.0%}"
-    )
+    speed = median(n / s for run in runs for n, s in zip(needed, run["step_seconds"], strict=True))
+    return " | ".join([line, *(f"{speed / peak:.0%}" for peak in peaks)])
 
 
 def tokens_per_second(runs: list[dict[str, Any]], shape: dict[str, Any]) -> float:
@@ -367,17 +394,19 @@ def above_state(runs: list[dict[str, Any]]) -> float:
 
 
 def ratio_lines(title: str, rows: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Writes each row of ours beside TRL's fastest: the median and the range over repetitions."""
-    peers = [runs for name, runs in rows.items() if name.startswith("TRL")]
-    if not peers:
-        return []
-    fastest = min(peers, key=lambda runs: median(value for run in runs for value in run["step_seconds"]))
+    """Writes each row of ours beside TRL's fastest, as it is and changed: the median and the range over repetitions."""
     lines: list[str] = []
-    for name, runs in rows.items():
-        if not name.startswith("TRL"):
-            times = between(ratios(runs, fastest, "step_seconds"))
-            cpu = between(ratios(runs, fastest, "step_cpu_seconds"))
-            lines.append(f"{title} | {name} | {times} | {cpu} | {above_state(runs) / above_state(fastest):.2f}")
+    for beside in ("TRL", CHANGED):
+        peers = [runs for name, runs in rows.items() if name.startswith(beside)]
+        if not peers:
+            continue
+        fastest = min(peers, key=lambda runs: median(value for run in runs for value in run["step_seconds"]))
+        for name, runs in rows.items():
+            if "TRL" not in name:
+                times = between(ratios(runs, fastest, "step_seconds"))
+                cpu = between(ratios(runs, fastest, "step_cpu_seconds"))
+                memory = above_state(runs) / above_state(fastest)
+                lines.append(f"{title} | {name} | {beside.split(',')[0]} | {times} | {cpu} | {memory:.2f}")
     return lines
 
 

@@ -67,7 +67,7 @@ def clocked_run(cfg: Any, folder: Path, *, clock: str) -> dict[str, Any]:
 
     node = {"_target_": clock, "path": str(folder / "clock.json")}
     OmegaConf.update(cfg, "callbacks.clock", node, force_add=True)
-    before = resident_bytes()
+    before = resident_bytes("cpu" if cfg.hardware.accelerator == "cpu" else "cuda")
     run(cfg, folder / "run", [])
     measured = json.loads((folder / "clock.json").read_text(encoding="utf-8"))
     with next((folder / "run" / "metrics").glob("*/metrics.csv")).open(encoding="utf-8") as file:
@@ -116,6 +116,7 @@ def short_config(job: dict[str, Any], batch_size: int, micro_batch_size: int, ov
                 f"data.max_length={NO_LIMIT}",
                 "data.max_prompt_length=null",
                 "data.shuffle=false",
+                "data.num_workers=0",
                 *on_gpu,
                 *overrides,
                 f"optim.lr={LEARNING_RATE}",
@@ -141,7 +142,7 @@ def bare(job: dict[str, Any]) -> dict[str, Any]:
     from alignment.models.bundle import ModelBundle
     from alignment.types import PreferenceBatch, Role
 
-    cfg, before = our_config(job), resident_bytes()
+    cfg, before = our_config(job), resident_bytes(job["device"])
     torch.manual_seed(cfg.seed)
     bundle = ModelBundle(
         source=instantiate(cfg.model, _convert_="all"),
@@ -195,9 +196,11 @@ def trl(job: dict[str, Any]) -> dict[str, Any]:
     """Runs TRL's trainer."""
     from step_clock import TRLClock, tokens_digest
     from transformers import AutoTokenizer
-    from trl_peer import pair_as, peer_config, peer_trainer, steps_of
+    from trl_peer import pair_as, peer_config, peer_trainer, score_completions_only, steps_of
 
-    name, clock, before = job["trainer"], TRLClock(), resident_bytes()
+    if job["completions_only"]:
+        score_completions_only()
+    name, clock, before = job["trainer"], TRLClock(), resident_bytes(job["device"])
     settings = {
         "use_cpu": job["device"] == "cpu",
         "model_init_kwargs": {"dtype": job["dtype"], "attn_implementation": "sdpa"},
@@ -245,8 +248,10 @@ def matmul(job: dict[str, Any]) -> dict[str, Any]:
     return {"operations_per_second": 2 * size**3 / sorted(seconds[3:])[5]}
 
 
-def resident_bytes() -> int:
-    """Returns what this process holds now: libraries, before any weight."""
+def resident_bytes(device: str) -> int:
+    """Returns what this process holds before any weight: libraries, and on a GPU nothing."""
+    if device == "cuda":
+        return 0
     fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
     return int(fields[1]) * resource.getpagesize()
 

@@ -83,6 +83,16 @@ def peer_trainer(name: str, *, tokenizer: PreTrainedTokenizerBase, records: Path
     return trainer(args=config, train_dataset=data, processing_class=tokenizer, **fields)
 
 
+def score_completions_only() -> None:
+    """Has the head of TRL's DPO, KTO, SFT and GRPO score completions only on a CPU, as it does on a GPU.
+
+    Its kernels ask elsewhere whether there is Triton; the function that is replaced decides which positions they get.
+    """
+    import trl.trainer.utils as its_head
+
+    its_head._use_triton = lambda _device: True  # type: ignore[assignment]
+
+
 def pair_as(trainer: Any, partners: list[int]) -> None:
     """Puts other completions behind the prompts on which TRL's KTO estimates its baseline.
 

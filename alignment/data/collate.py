@@ -111,7 +111,7 @@ def _places(
     groups: list[list[int]], prompts: np.ndarray, completions: np.ndarray, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, tuple[tuple[int, ...], ...]]:
     """Where in the row each sequence's tokens are, and the sizes of each group's trunk and branches."""
-    places = np.zeros(shape, dtype=np.int64)
+    places = np.empty(shape, dtype=np.int64)
     sizes: list[tuple[int, ...]] = []
     start = 0
     for members in groups:
@@ -122,6 +122,8 @@ def _places(
             places[member, :prompt] = np.arange(start, start + prompt)
             places[member, prompt:end] = np.arange(at, at + end - prompt)
             at += end - prompt
+            # Not one place for all: a GPU adds up gradients of what is read often, zeros too, one after the other.
+            places[member, end:] = at - 1
         branches = tuple(int(completions[member]) for member in members)
         sizes.append((prompt, *branches) if len(members) > 1 else (prompt + branches[0],))
         start = at

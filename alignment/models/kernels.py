@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Kernel = Literal["sdpa", "flex", "varlen"]
 #: Places of a row that FlexAttention takes together.
 BLOCK = 128
+_MOST_GRAPHS = 64
 
 
 def kernel_of(attention: str) -> Kernel:
@@ -96,20 +98,24 @@ class Blocks:
         """Works out a row's blocks; no mask over places is made, only one over blocks."""
         from torch.nn.attention.flex_attention import BlockMask
 
+        allow_graphs()
         device, width = segments.places.device, segments.home.numel()
         begin, size, trunk_begin, trunk_size = torch.tensor(list(_parts(segments))).T
         parts = torch.stack([begin, trunk_begin, trunk_begin + trunk_size, trunk_size - begin])
         own, trunk, trunk_end, shift = parts.repeat_interleave(size, dim=1).to(device, non_blocking=True)
         position = torch.arange(width, device=device) + shift
+        # One formula for layers with and without a window: a constant in it would be one more graph to compile.
         meet = blocks_that_meet(own, trunk, trunk_end)
         numbers = meet.sum(-1, dtype=torch.int32)[None, None]
         order = meet.to(torch.int8).argsort(dim=-1, descending=True, stable=True).to(torch.int32)[None, None]
 
         def mask(window: int | None) -> BlockMask:
+            hidden_up_to = position - (width if window is None else window)
+
             def sees(_row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
                 in_trunk = (key >= trunk[query]) & (key < trunk_end[query])
-                seen = (key <= query) & ((key >= own[query]) | in_trunk)
-                return seen if window is None else seen & (position[query] - position[key] < window)
+                in_window = position[key] > hidden_up_to[query]
+                return (key <= query) & ((key >= own[query]) | in_trunk) & in_window
 
             return BlockMask.from_kv_blocks(numbers, order, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(width, width))
 
@@ -186,6 +192,10 @@ class Runs:
         """Computes a layer's attention: a run's last query stands at its last key, and sees none behind its own."""
         from torch.nn.attention.varlen import varlen_attn
 
+        heads = query.shape[1] // key.shape[1]
+        shares = {"enable_gqa": heads > 1} if "enable_gqa" in signature(varlen_attn).parameters else {}
+        if not shares:  # torch 2.11: several heads cannot be told to share a key
+            key, value = (states.repeat_interleave(heads, dim=1) for states in (key, value))
         q, k, v = (states[0].transpose(0, 1).to(self.dtype) for states in (query, key, value))
         output = varlen_attn(
             q.contiguous(),
@@ -198,10 +208,22 @@ class Runs:
             scale=options.get("scaling"),
             # Keys before its own that a query sees (-1: all), and behind it.
             window_size=(-1 if window is None else window - 1, 0),
-            enable_gqa=query.shape[1] != key.shape[1],
+            **shares,
         )
         assert isinstance(output, Tensor)
         return output[None]
+
+
+def allow_graphs() -> None:
+    """Lets FlexAttention be compiled for as many kinds of rows as there are, and never run uncompiled.
+
+    Without gradients, in a window, under autocast, with one block alone it is another graph; beyond the compiler's limit
+    of eight, uncompiled, it would make a mask over all places of a row, without a word.
+    """
+    config = torch._dynamo.config
+    if not config.fail_on_recompile_limit_hit:
+        config.recompile_limit = max(config.recompile_limit, _MOST_GRAPHS)
+        config.fail_on_recompile_limit_hit = True
 
 
 def blocks_that_meet(

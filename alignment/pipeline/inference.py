@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from alignment.models.kernels import kernel_of
 from alignment.models.layout import check_layout, choose_layout
 from alignment.models.logprob_model import LogprobModel, check_head
+from alignment.pipeline.hardware import set_up_torch
 from alignment.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def load(model: DictConfig, hardware: DictConfig) -> Loaded:
         ConfigError: The hardware has several devices, or one that is not there.
     """
     device = one_device(hardware)
-    if hardware.threads is not None:
-        torch.set_num_threads(hardware.threads)
+    set_up_torch(hardware)
     source: ModelSource = instantiate(model, _convert_="all")
     tokenizer = source.tokenizer()
     layout, _ = choose_layout(source.layout, config=source.config(), attention=source.attention)

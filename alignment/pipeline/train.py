@@ -27,6 +27,7 @@ from alignment.models.logprob_model import num_parameters
 from alignment.models.memory import available_bytes, count_parameters, plan_memory, require_memory
 from alignment.pipeline.card import model_card
 from alignment.pipeline.folder import run_folder
+from alignment.pipeline.hardware import set_up_torch
 from alignment.pipeline.manifest import Manifest
 from alignment.pipeline.resume import Resume, find_resume
 from alignment.rewards.base import Reward
@@ -70,8 +71,7 @@ def run(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> float | None:
 
 
 def _train(cfg: DictConfig, run_dir: Path, resume: Resume, manifest: Manifest) -> float | None:
-    if cfg.hardware.threads is not None:
-        torch.set_num_threads(cfg.hardware.threads)
+    set_up_torch(cfg.hardware)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     bundle = ModelBundle(
         source=instantiate(cfg.model, _convert_="all"),

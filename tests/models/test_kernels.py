@@ -6,13 +6,16 @@ attention exists on GPUs only: a twin of what its documentation says takes its p
 
 from __future__ import annotations
 
+import functools
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from test_layouts import ROWS, batch_in, model_in, pairs, per_sample_gradients
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention import varlen
 from transformers import AutoConfig
@@ -98,6 +101,28 @@ def test_value_and_gradient_of_each_sample_equal_those_of_sdpa(
             torch.testing.assert_close(part, reference, rtol=1e-8, atol=1e-8)
 
 
+def test_variable_length_attention_that_cannot_share_keys(varlen_on_cpu, monkeypatch):
+    """As torch 2.11 has it."""
+    model, batch = model_in(Layout.PREFIX_SHARED, "mistral", torch.float64), batch_in(Layout.PREFIX_SHARED, pairs())
+    expected, wanted = per_sample_gradients(model, batch)
+    use("varlen", monkeypatch)
+    heads: set[tuple[int, int]] = set()
+
+    def older(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size) -> Tensor:
+        heads.add((query.shape[1], key.shape[1]))
+        lengths = cu_seq_q, cu_seq_k, max_q, max_k
+        return varlen_twin(query, key, value, *lengths, scale=scale, window_size=window_size, enable_gqa=False)
+
+    monkeypatch.setattr(varlen, "varlen_attn", older)
+    got, gradients = per_sample_gradients(model, batch)
+    assert heads == {(model.hf_model.config.num_attention_heads,) * 2}
+    assert model.hf_model.config.num_key_value_heads < model.hf_model.config.num_attention_heads
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    for mine, theirs in zip(gradients, wanted, strict=True):
+        for part, reference in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(part, reference, rtol=1e-8, atol=1e-8)
+
+
 def rows_of(groups: list[list[int]]) -> Segments:
     """A row of these trunks and branches; a prompt with one completion is one trunk."""
     sequences: list[TokenSequence] = []
@@ -146,6 +171,28 @@ def test_flex_compiled_skips_the_blocks_that_do_not_meet():
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_flex_is_compiled_for_rows_of_any_size_a_few_times(monkeypatch):
+    """With and without a window and gradients; uncompiled it would make a mask over all places."""
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(flex.flex_attention, backend="eager")
+    monkeypatch.setattr(integration, "compile_friendly_flex_attention", lambda *a, training, **o: compiled(*a, **o))
+    layer: Any = SimpleNamespace(training=True, is_causal=True, num_key_value_groups=2, layer_idx=0)
+    for trunk in (20, 150, 270, 99, 500):
+        row = rows_of([[trunk, 5, 60], [30, 20]])
+        for with_gradient in (True, False):
+            blocks = Blocks.of(row, windows={None, 20})
+            query, key, value = (torch.randn(1, heads, row.home.numel(), 16) for heads in (4, 2, 2))
+            for window in (None, 20):
+                with torch.set_grad_enabled(with_gradient):
+                    query.requires_grad_(with_gradient)
+                    blocks.attend(layer, query, key, value, window=window, options={"scaling": 0.25})
+    assert counters["stats"]["unique_graphs"] <= 4
+    assert torch._dynamo.config.recompile_limit >= 64
+    assert torch._dynamo.config.fail_on_recompile_limit_hit
+
+
 def test_the_runs_of_a_row():
     runs = Runs.of(rows_of([[3, 2, 1], [2, 4]]), dtype=torch.bfloat16)
     assert runs.query_ends.tolist() == [0, 3, 5, 6, 12]
@@ -190,6 +237,7 @@ def test_a_kernel_is_compared_with_sdpa_before_a_run(kernel, family, flex_on_cpu
 def test_a_kernel_that_is_wrong_is_refused(flex_on_cpu, varlen_on_cpu, monkeypatch):
     config = AutoConfig.for_model("llama", hidden_size=64, num_attention_heads=4)
 
+    @functools.wraps(varlen_twin)
     def aligned_at_the_first_key(query, key, value, cu_seq_q, cu_seq_k, *rest, **options: Any) -> Tensor:
         return varlen_twin(query, key.roll(1, 0), value, cu_seq_q, cu_seq_k, *rest, **options)
 
@@ -197,6 +245,7 @@ def test_a_kernel_that_is_wrong_is_refused(flex_on_cpu, varlen_on_cpu, monkeypat
     with pytest.raises(UserError, match=r"model.attention=varlen differs from sdpa by .* Set model.attention=sdpa"):
         check_kernel("varlen", config=config, device=CPU)
 
+    @functools.wraps(varlen_twin)
     def missing(*_: Any, **__: Any) -> Tensor:
         raise NotImplementedError("no such kernel")
 

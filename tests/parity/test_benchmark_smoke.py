@@ -25,6 +25,7 @@ import suite
 import torch
 import training_step
 import training_step_run
+import trl.trainer.utils as its_head
 from equal_inputs import hh_lengths
 from operation_times import KINDS, OTHER
 from shapes import HH_LENGTHS, SHAPES, llama, model_flops, real_tokens
@@ -42,7 +43,9 @@ def here(script: str, job: dict) -> dict:
     """Does a child's job in this process: the libraries are loaded once."""
     assert script == Path(training_step_run.__file__).name
     job = json.loads(json.dumps(job))
-    got = training_step_run.result_of(job)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(its_head, "_use_triton", its_head._use_triton)  # put back what a changed peer replaces
+        got = training_step_run.result_of(job)
     got |= {"peak_bytes": training_step_run.peak_bytes(job["device"]), "threads": 1, "load_before": 0.0}
     return json.loads(json.dumps(got))
 
@@ -75,6 +78,11 @@ def test_equal_work_passes():
     equal = a_run("ours", losses={"1": 0.693, "2": 0.6501})
     other = a_run("ours", method="orpo", digest="other", losses={"1": 3.0})
     training_step.check_equal_work([a_run("TRL"), equal, other], tolerances=training_step.TOLERANCES["float32"])
+    later = a_run("ours", losses={"1": 0.693, "2": 0.75}, gradient_norms={"1": 3.0, "2": 3.0})
+    tolerances, steps = training_step.TOLERANCES["bfloat16"], training_step.EQUAL_STEPS["bfloat16"]
+    training_step.check_equal_work([a_run("TRL"), later], tolerances=tolerances, steps=steps)
+    with pytest.raises(RuntimeError, match="reached other losses"):
+        training_step.check_equal_work([a_run("TRL"), later], tolerances=tolerances)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +115,9 @@ def test_training_step_has_each_method_beside_trls(call):
     (shape,) = result["shapes"].values()
     runs = shape["runs"]
     assert [(run["method"], run["row"]) for run in runs] == [
-        (row.method, row.name) for row in training_step.rows_of(list(training_step.METHODS), [])
+        (row.method, row.name) for row in training_step.rows_of(list(training_step.METHODS), [], changed=True)
     ]
-    assert len(runs) == 15
+    assert [sum(run["row"].startswith(name) for run in runs) for name in ("TRL", suite.CHANGED, "ours")] == [8, 5, 7]
     for run in runs:
         assert len(run["step_seconds"]) == len(run["step_cpu_seconds"]) == 2
         assert len(run["losses"]) == 3
@@ -123,7 +131,9 @@ def test_training_step_has_each_method_beside_trls(call):
         assert f"| {method.title} | ours |" in page
         assert f"- {method.title}: {method.trainer}Trainer" in page
     assert "| SFT | TRL, padding_free |" in page
-    assert page.count("| ours |") == 2 * len(training_step.METHODS)
+    # A line of its own for each, and beside TRL as it is and as it was changed.
+    assert page.count("| ours |") == 2 * len(training_step.METHODS) + 4
+    assert page.count("| ours | changed TRL |") == 4
 
 
 @pytest.mark.slow
@@ -136,6 +146,11 @@ def test_training_step_measures_layouts_and_the_share_of_the_peak(call):
     assert {run["state_bytes"] / run["parameters"] for run in runs} == {8.0}
     assert result["peak_operations"] > 1e8
     assert "share of the peak" in page
+    assert "MFU" not in page
+    result["environment"]["device"] = "NVIDIA H200"
+    page = "\n".join(training_step.page(result))
+    assert "share of the peak | MFU |" in page
+    assert "The maker gives 989 T" in page
     assert "bf16 weights" in page
 
 
@@ -340,12 +355,14 @@ def test_the_gpus_script_parses_and_stops_when_its_time_is_up(tmp_path):
     assert done.stderr == ""
     names = (
         "training_step_tiny",
-        "prefix_sharing_tiny",
-        "compiled",
+        "prefix_sharing_sdpa",
         "prefix_sharing_flex",
         "prefix_sharing_varlen",
-        "training_step_more",
+        "prefix_sharing_cudnn",
+        "compiled",
         "grpo_step",
+        "training_step_more",
+        "training_step_layouts",
     )
     assert (tmp_path / "skipped.txt").read_text("utf-8").splitlines() == [f"{name}: no time left" for name in names]
     assert json.loads((tmp_path / "versions.json").read_text("utf-8"))["torch"] == torch.__version__
