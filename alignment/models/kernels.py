@@ -193,7 +193,7 @@ class Runs:
         from torch.nn.attention.varlen import varlen_attn
 
         heads = query.shape[1] // key.shape[1]
-        shares = {"enable_gqa": heads > 1} if "enable_gqa" in signature(varlen_attn).parameters else {}
+        shares: dict[str, Any] = {"enable_gqa": heads > 1} if "enable_gqa" in signature(varlen_attn).parameters else {}
         if not shares:  # torch 2.11: several heads cannot be told to share a key
             key, value = (states.repeat_interleave(heads, dim=1) for states in (key, value))
         q, k, v = (states[0].transpose(0, 1).to(self.dtype) for states in (query, key, value))
@@ -217,8 +217,8 @@ class Runs:
 def allow_graphs() -> None:
     """Lets FlexAttention be compiled for as many kinds of rows as there are, and never run uncompiled.
 
-    Without gradients, in a window, under autocast, with one block alone it is another graph; beyond the compiler's limit
-    of eight, uncompiled, it would make a mask over all places of a row, without a word.
+    Without gradients, in a window, under autocast, with one block alone it is another graph; beyond the limit of eight,
+    uncompiled, it would make a mask over all places of a row, without a word.
     """
     config = torch._dynamo.config
     if not config.fail_on_recompile_limit_hit:

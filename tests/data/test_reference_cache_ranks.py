@@ -113,3 +113,21 @@ def test_a_dead_ranks_part_is_computed_by_another(data: DataModule, tmp_path: Pa
     assert dead.process.exitcode == -signal.SIGKILL
     assert Rank(data, path, 0, 2).end() == NUM_BATCHES
     check(path, data)
+
+
+def test_a_part_is_not_computed_when_another_run_was_done_meanwhile(
+    data: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache is not there when a rank begins, and is when it has got the lock of its part."""
+    path = tmp_path / "reference" / "key"
+    for rank in range(2):
+        Rank(data, path, rank, 2).end()
+    answers = iter([False, True])
+    monkeypatch.setattr(ReferenceCache, "exists", lambda _: next(answers))
+
+    def none(part: int, parts: int) -> Iterable[Any]:
+        raise AssertionError(f"part {part} of {parts} is scored again")
+
+    cache = fill_cache(path, meta={}, batches=none, score=score, device=CPU, rank=1, world_size=2)
+    assert len(cache) == NUM_RECORDS
+    check(path, data)

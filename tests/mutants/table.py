@@ -567,6 +567,8 @@ _PATH, _BUNDLE, _ADAPTERS = (
     "tests/models/test_adapters.py",
 )
 _KERNELS = "tests/models/test_kernels.py"
+_RANKS, _TOKENS = "tests/data/test_reference_cache_ranks.py", "tests/data/test_tokenise.py"
+_ERRORS = "tests/utils/test_errors.py"
 _LAYOUTS, _PLAN = "tests/models/test_layouts.py", "tests/data/test_plan.py"
 _DPO, _RUNS = "tests/methods/test_dpo.py", "tests/methods/test_dpo_runs.py"
 _REFRESH = "tests/methods/test_reference_refresh.py"
@@ -603,7 +605,9 @@ _MODELS = (
             "(key >= own[query])",
             _KERNELS,
         ),
-        ("flex: a window one too wide", "position[query] - position[key] < window", "query - key <= window", _KERNELS),
+        ("flex: a window one too wide", "width if window is None else window)", "window or width) - 1", _KERNELS),
+        ("flex: a graph for each window", "position[key] > hidden_up_to[query]", "(query - key < 20)", _KERNELS),
+        ("varlen of torch 2.11: heads without keys", "if not shares:", "if False:", _KERNELS),
         ("flex: blocks of prompts are skipped", "(trunk_end > trunk).long()", "0 * trunk", _KERNELS),
         ("flex: the block of a place itself is skipped", "last // BLOCK + 1", "last // BLOCK", _KERNELS),
         ("varlen: a window one too wide", "window - 1, 0)", "window, 0)", _KERNELS),
@@ -615,6 +619,36 @@ _MODELS = (
         ("auto trusts everything", "if text.model_type not in tested:", "if False:", _LAYOUTS),
         ("a state goes over the border", 'getattr(model, "_is_stateful", False)', "False", _LAYOUTS),
         ("a leak is let through", "if not error <= tolerance:", "if False:", _LAYOUTS),
+    ),
+    *_bugs(
+        "models/references.py",
+        ("a rank's part is lost", "in enumerate(folders):", "in enumerate(folders[1:], 1):", _RANKS),
+        ("each rank scores everything", "batches(part, world_size)", "batches(0, 1)", _RANKS),
+        (
+            "a part is computed after all are there",
+            "if ReferenceCache.exists(path):  # while",
+            "if False:  # while",
+            _RANKS,
+        ),
+        ("parts stay", "remove(folder, of=folder)", "release(folder)", _RANKS),
+    ),
+    *_bugs(
+        "utils/errors.py",
+        (
+            "a refusal does not leave its process",
+            "expected=self.expected, hint=self.hint), ()",
+            "hint=self.hint), ()",
+            _ERRORS,
+        ),
+    ),
+    *_bugs(
+        "data/tokenise.py",
+        (
+            "one process whatever the number of records",
+            "if processes > 1 else None",
+            "if processes > 99 else None",
+            _TOKENS,
+        ),
     ),
     *_bugs(
         "data/collate.py",
