@@ -61,10 +61,10 @@ END
 cat "$OUT/versions.json"
 
 small=${SHAPES%% *}
-tokens=(--pairs 4 --completion 256)
+tokens=(--prompts 4 --completion 256)
 rollouts=(--cells 512,64 --steps 3)
 if [ "$DEVICE" = cpu ]; then
-  tokens=(--pairs 2 --completion 16)
+  tokens=(--prompts 2 --completion 16)
   rollouts=(--quick --cells 8,6)
 fi
 peer=()
@@ -82,6 +82,7 @@ for kernel in sdpa flex varlen; do
   bounded 70 "prefix_sharing_$kernel" prefix_sharing.py --shape "$small" --kernel "$kernel" "${tokens[@]}"
 done
 bounded 60 prefix_sharing_cudnn prefix_sharing.py --shape "$small" --cudnn "${tokens[@]}"
+bounded 60 prefix_sharing_groups prefix_sharing.py --shape "$small" --group 8 "${tokens[@]}"
 bounded 90 compiled compiled.py --shape "$small"
 if [ -n "$runs" ]; then
   if has trl; then bounded 90 grpo_step grpo_step.py --repetitions 1 --no-uneven "${rollouts[@]}"; fi

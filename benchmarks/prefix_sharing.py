@@ -1,6 +1,7 @@
-"""What holding a prompt once for both of its completions saves: packed rows against prefix-shared ones.
+"""What holding a prompt once for all of its completions saves: packed rows against prefix-shared ones.
 
 python benchmarks/prefix_sharing.py                                # into docs/benchmarks
+python benchmarks/prefix_sharing.py --prompts 1 --group 8 --name prefix_sharing_groups
 python benchmarks/prefix_sharing.py --shape tiny --repetitions 1 --out /tmp/out
 """
 
@@ -37,7 +38,8 @@ def main() -> None:
     made = parser(__doc__, repetitions=5)
     made.add_argument("--shape", choices=SHAPES, default="stories15M")
     made.add_argument("--completion", type=int, default=128, help="tokens of each completion")
-    made.add_argument("--pairs", type=int, default=2)
+    made.add_argument("--prompts", type=int, default=2)
+    made.add_argument("--group", type=int, default=2, help="completions of a prompt: 2 are a pair")
     made.add_argument("--kernel", choices=get_args(Kernel), default="sdpa", help="of a row's attention, on a GPU")
     made.add_argument("--cudnn", action="store_true", help="let sdpa take cuDNN's kernel, as no run does")
     made.add_argument("--name", default="prefix_sharing", help="of the two files")
@@ -52,8 +54,8 @@ def main() -> None:
     result = Result(args, "ratios")
     for ratio in RATIOS:
         prompt = max(1, round(Fraction(ratio) * args.completion))
-        lengths = (prompt, args.completion, args.completion)
-        batches = pair_batches(args.pairs, lengths, vocab=shape.config["vocab_size"], device=args.device)
+        lengths = (prompt, *[args.completion] * args.group)
+        batches = group_batches(args.prompts, lengths, vocab=shape.config["vocab_size"], device=args.device)
         check_equal(model, batches, tolerance=TOLERANCE[args.dtype])
         result["ratios"][ratio] = {"prompt": prompt, "runs": measure(model, batches, args.repetitions)}
         result.write(args.out, args.name, page)
@@ -68,11 +70,18 @@ def set_up_torch(args: argparse.Namespace) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def pair_batches(pairs: int, lengths: tuple[int, int, int], *, vocab: int, device: str) -> dict[Layout, TokenBatch]:
-    """Returns the same pairs in both layouts."""
+def group_batches(prompts: int, lengths: tuple[int, ...], *, vocab: int, device: str) -> dict[Layout, TokenBatch]:
+    """Returns the same prompts and completions in both layouts.
+
+    Args:
+        prompts: How many.
+        lengths: Tokens of a prompt and of each of its completions.
+        vocab: Tokens to draw from.
+        device: Where they go.
+    """
     draw = random.Random(1)
     prompt, *sides = lengths
-    words = [[draw.randrange(3, vocab) for _ in range(prompt)] for _ in range(pairs)]
+    words = [[draw.randrange(3, vocab) for _ in range(prompt)] for _ in range(prompts)]
     sequences = [TokenSequence(ids, [draw.randrange(3, vocab) for _ in range(side)]) for side in sides for ids in words]
     return {layout: token_batch(sequences, pad_id=0, layout=layout).to(device) for layout in LAYOUTS}
 
@@ -125,34 +134,35 @@ def now(model: LogprobModel) -> float:
     return time.perf_counter()
 
 
-def bound(prompt: int, completion: int) -> float:
-    """Returns how many times fewer tokens a pair has with its prompt held once: (2r + 2) / (r + 2).
+def bound(prompt: int, completion: int, group: int) -> float:
+    """Returns how many times fewer tokens a prompt with G completions has when it is held once: (Gr + G) / (r + G).
 
     Args:
         prompt: Tokens of the prompt, r times as many as a completion has.
         completion: Tokens of each completion.
+        group: Completions, G.
 
-    >>> bound(128, 128)
-    1.3333333333333333
+    >>> bound(128, 128, 2), bound(128, 128, 8)
+    (1.3333333333333333, 1.7777777777777777)
     """
-    return 2 * (prompt + completion) / (prompt + 2 * completion)
+    return group * (prompt + completion) / (prompt + group * completion)
 
 
 def page(result: Result) -> list[str]:
     """Writes the numbers as Markdown."""
     asked = result["arguments"]
     about = (
-        "Forward and backward passes of the log-prob path over the same pairs, each sequence with a prompt of its own\n"
-        "(packed) or the prompt once for both completions (prefix_shared). The bound is the ratio of tokens; the head\n"
+        "Forward and backward passes of the log-prob path over the same sequences, each with a prompt of its own\n"
+        "(packed) or the prompt once for all completions (prefix_shared). The bound is the ratio of tokens; the head\n"
         "scores the completions' tokens in both, which no sharing saves."
     )
-    lines = heading("Sharing a pair's prompt", "python benchmarks/prefix_sharing.py", result, about)
+    lines = heading("Sharing a prompt", "python benchmarks/prefix_sharing.py", result, about)
     kernel = asked["kernel"] + (" with cuDNN's kernels" if asked["cudnn"] else "")
-    lines += [f"{asked['shape']}, attention by {kernel}, {asked['pairs']} pairs, completions of"]
-    lines += [f"{asked['completion']} tokens, median of {asked['repetitions']} repetitions."]
+    lines += [f"{asked['shape']}, attention by {kernel}, {asked['prompts']} prompts with {asked['group']} completions"]
+    lines += [f"of {asked['completion']} tokens each, median of {asked['repetitions']} repetitions."]
     rows: list[str] = []
     for ratio, found in result["ratios"].items():
-        most = bound(found["prompt"], asked["completion"])
+        most = bound(found["prompt"], asked["completion"], asked["group"])
         for part, runs in found["runs"].items():
             packed, shared = (runs[layout] for layout in LAYOUTS)
             gains = [a / b for a, b in zip(packed, shared, strict=True)]

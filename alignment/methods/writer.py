@@ -19,7 +19,7 @@ from alignment.models.sharding import whole
 from alignment.rewards.base import Reward
 from alignment.rewards.errors import checked_scores
 from alignment.rollout.ahead import Ahead
-from alignment.rollout.engine import RolloutEngine, TokenPrompt, evaluating
+from alignment.rollout.engine import RolloutEngine, TokenPrompt, casts_kept, evaluating
 from alignment.rollout.experience import Measured
 from alignment.types import Rewards, Rollout, Sampling, TokenLogps, Values
 
@@ -77,6 +77,7 @@ class Writer:
                 stack.enter_context(whole(model))
                 stack.enter_context(evaluating(model))
             stack.enter_context(self.precision())
+            stack.enter_context(casts_kept())
             with self._phase("generate"):
                 written = None if ahead is None else ahead.take(prompts)
                 rollouts = self.engine.generate(prompts, sampling) if written is None else written

@@ -104,12 +104,12 @@ class Blocks:
         parts = torch.stack([begin, trunk_begin, trunk_begin + trunk_size, trunk_size - begin])
         own, trunk, trunk_end, shift = parts.repeat_interleave(size, dim=1).to(device, non_blocking=True)
         position = torch.arange(width, device=device) + shift
-        # One formula for layers with and without a window: a constant in it would be one more graph to compile.
         meet = blocks_that_meet(own, trunk, trunk_end)
         numbers = meet.sum(-1, dtype=torch.int32)[None, None]
         order = meet.to(torch.int8).argsort(dim=-1, descending=True, stable=True).to(torch.int32)[None, None]
 
         def mask(window: int | None) -> BlockMask:
+            # One formula for layers with and without a window: a constant in it would be one more graph to compile.
             hidden_up_to = position - (width if window is None else window)
 
             def sees(_row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -264,7 +264,7 @@ def fill_cache(
     folders = [path.with_name(f"{path.name}-part{part}of{world_size}") for part in range(world_size)]
 
     def scored(part: int) -> Iterator[tuple[str, list[np.ndarray]]]:
-        return _scored_records(batches(part, world_size), score, device)
+        yield from _scored_records(batches(part, world_size), score, device)
 
     def part_of_it(part: int) -> Iterator[tuple[str, list[np.ndarray]]]:
         if ReferenceCache.exists(path):  # while this waited for the part, another run was done with all of them
@@ -307,4 +307,4 @@ def _scored_records(
 def _pieces(scored: TokenLogps) -> list[np.ndarray]:
     """The token log-probs of each sequence."""
     lengths = torch.bincount(scored.sequence_index, minlength=scored.num_sequences).tolist()
-    return [piece.cpu().numpy() for piece in scored.token_logps.split(lengths)]
+    return [piece.numpy() for piece in scored.token_logps.cpu().split(lengths)]

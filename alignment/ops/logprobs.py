@@ -43,6 +43,8 @@ class HeadOutput(NamedTuple):
 
 #: Rows of a chunk that a sum over the vocabulary needs a copy of at a time.
 _ROWS = 16
+#: A logit so far below the largest whose exponential is 0, in fp64 too.
+_NO_PROBABILITY = -1e4
 
 
 def chunked_head(
@@ -180,9 +182,10 @@ class _ChunkedHead(torch.autograd.Function):
                 places = targets[chunk, None]
                 largest, at_target = logits.amax(-1, keepdim=True), logits.gather(-1, places)
                 if asked.rank:
-                    ranks[chunk] = _row_sums(torch.gt, logits, at_target)
-                powers = logits.sub_(largest).exp_()
+                    ranks[chunk] = _row_sums(_is_above, logits, at_target).long()
+                powers = logits.sub_(largest)
                 del logits
+                exponents = _exp_(powers, weighted=asked.entropy)
                 total = powers.sum(-1, keepdim=True)
                 normaliser = largest + total.log()
                 logps[chunk] = (at_target - normaliser)[:, 0]
@@ -190,9 +193,8 @@ class _ChunkedHead(torch.autograd.Function):
                 normalisers[chunk] = normaliser[:, 0]
                 if asked.collision:
                     collisions[chunk] = _row_sums(torch.mul, powers, powers).log() - 2 * total[:, 0].log()
-                if asked.entropy:
-                    powers_log = _row_sums(torch.xlogy, powers, powers)
-                    entropies[chunk] = total[:, 0].log() - powers_log / total[:, 0]
+                if exponents is not None:
+                    entropies[chunk] = total[:, 0].log() - exponents / total[:, 0]
             # The last chunk waits as (softmax - onehot(target)) * total. With a soft cap it would take the logits too.
             ctx.kept = None
             if powers is not None and total is not None and head.softcap is None and any(ctx.needs_input_grad):
@@ -264,6 +266,24 @@ def _minus_onehot_(logits: Tensor, targets: Tensor, normalisers: Tensor, head: _
             part.mul_(bent)
         bent = None
     return logits
+
+
+def _exp_(exponents: Tensor, *, weighted: bool) -> Tensor | None:
+    """Takes the exponential in place; where that is wanted, returns each row's sum of exponents weighted by it.
+
+    A logarithm of the exponentials would cost as much as they did.
+    """
+    if not weighted:
+        exponents.exp_()
+        return None
+    # What is without any probability adds nothing, be it minus infinity.
+    parts = torch.split(exponents, _ROWS)
+    return torch.cat([rows.clamp_min(_NO_PROBABILITY).mul_(rows.exp_()).sum(-1) for rows in parts])
+
+
+def _is_above(row: Tensor, bound: Tensor) -> Tensor:
+    """Returns 1 or 0 in the type of the row: numbers are summed several times as fast as truth values."""
+    return torch.gt(row, bound, out=torch.empty_like(row))
 
 
 def _row_sums(function: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import distributed as dist
 
 from alignment.models.logprob_model import LogprobModel
 from alignment.models.sharding import is_sharded
-from alignment.rollout.engine import EngineBuilder, TokenPrompt
+from alignment.rollout.engine import EngineBuilder, TokenPrompt, casts_kept
 from alignment.rollout.experience import rollout_from
 from alignment.types import Rollout, Sampling
 from alignment.utils.errors import ConfigError
@@ -51,7 +51,7 @@ class Ahead:
             hint = "each rank keeps a whole copy of the policy: use hardware=ddp, or write and train in turn"
             raise ConfigError("method.rollouts.one_step_off", got=True, expected="false with FSDP2", hint=hint)
         self._policy = policy
-        self._copy = copy.deepcopy(policy).requires_grad_(False).eval()
+        self._copy = copy.deepcopy(policy).eval()
         self._engine = engine(model=self._copy, tokenizer=copy.deepcopy(tokenizer))
         self._precision = precision
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts")
@@ -91,5 +91,5 @@ class Ahead:
             self._written.set_result(written)
 
     def _write(self, prompts: Sequence[TokenPrompt], sampling: Sampling) -> list[Rollout]:
-        with torch.no_grad(), self._precision():
+        with torch.no_grad(), self._precision(), casts_kept():
             return self._engine.generate(prompts, sampling)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import nn
 
 from alignment.types import PromptBatch, Rollout, Sampling
@@ -162,3 +163,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def casts_kept() -> Iterator[None]:
+    """Has autocast make each weight's half precision once, and not for every token: no weight changes meanwhile.
+
+    In training Lightning switches that off, because what was made without gradients must not be found there.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(True)
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
+        torch.set_autocast_cache_enabled(before)

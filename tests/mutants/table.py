@@ -549,7 +549,8 @@ _OPS = (
         ("no scale in half precision", "projected if factor == 1.0 else projected.mul_(factor)", "projected", _LOGPS),
         ("no bias in half precision", "projected if bias is None else projected.add_(bias)", "projected", _LOGPS),
         ("sums in half precision", "left.float() @ right.float()", "(left @ right).float()", _LOGPS),
-        ("the likeliest token has rank 1", "_row_sums(torch.gt, logits", "_row_sums(torch.ge, logits", _LOGPS),
+        ("what is ruled out makes the entropy no number", "rows.clamp_min(_NO_PROBABILITY)", "rows.clone()", _LOGPS),
+        ("the likeliest token has rank 1", "torch.gt(row, bound", "torch.ge(row, bound", _LOGPS),
         ("the chunk before stays", "powers = None  # makes room for the next chunk", "pass", _LOGPS),
         ("every token is greedy", "(at_target >= largest)[:, 0]", "(at_target <= largest)[:, 0]", _LOGPS),
         (
@@ -619,6 +620,21 @@ _MODELS = (
         ("auto trusts everything", "if text.model_type not in tested:", "if False:", _LAYOUTS),
         ("a state goes over the border", 'getattr(model, "_is_stateful", False)', "False", _LAYOUTS),
         ("a leak is let through", "if not error <= tolerance:", "if False:", _LAYOUTS),
+    ),
+    *_bugs(
+        "rollout/engine.py",
+        (
+            "what was made without gradients is found in training",
+            "torch.clear_autocast_cache()",
+            "torch.set_autocast_cache_enabled(True)",
+            "tests/methods/test_writer.py",
+        ),
+        (
+            "weights are cast for every token",
+            "torch.set_autocast_cache_enabled(True)",
+            "torch.set_autocast_cache_enabled(False)",
+            "tests/methods/test_writer.py",
+        ),
     ),
     *_bugs(
         "models/references.py",
@@ -1073,7 +1089,7 @@ _PIPELINE = (
         ),
         (
             "the policy itself writes in the background",
-            "self._copy = copy.deepcopy(policy).requires_grad_(False).eval()",
+            "self._copy = copy.deepcopy(policy).eval()",
             "self._copy = policy",
             f"{_AHEAD}::test_training_does_not_wait_for_what_is_written_meanwhile",
         ),

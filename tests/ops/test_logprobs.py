@@ -248,3 +248,15 @@ def test_greedy_tokens_collisions_entropies_and_ranks_come_from_the_same_pass():
     assert got.ranks.max() > 4
     assert (got.ranks == 0).equal(got.is_greedy)
     assert chunked_head(hidden, weight, targets)[2:] == (None, None, None)
+
+
+def test_a_token_that_is_ruled_out_adds_nothing_to_the_entropy():
+    """Heads of padded vocabularies have a bias of minus infinity there; 0 times infinity is no number."""
+    hidden, weight, bias, targets = _inputs(torch.float64, with_bias=True)
+    targets = targets.clamp_min(2)
+    ruled_out = bias.detach().clone()
+    ruled_out[:2] = float("-inf")
+    got = chunked_head(hidden, weight, targets, bias=ruled_out, chunk_tokens=4, entropy=True)
+    logits = (hidden @ weight.T + bias)[:, 2:]
+    by_hand = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(got.entropies, by_hand.detach(), rtol=1e-10, atol=1e-12)
