@@ -169,12 +169,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def casts_kept() -> Iterator[None]:
     """Has autocast make each weight's half precision once, and not for every token: no weight changes meanwhile.
 
-    In training Lightning switches that off, because what was made without gradients must not be found there.
+    Lightning switches that off. Autocast drops what it has made when the outermost of its contexts ends.
     """
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(True)
     try:
         yield
     finally:
-        torch.clear_autocast_cache()
         torch.set_autocast_cache_enabled(before)

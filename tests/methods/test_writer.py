@@ -71,7 +71,8 @@ def test_weights_are_cast_once_a_batch_and_not_once_a_token():
     assert [item.rollout.token_logps for item in measured] == [rollout.token_logps for rollout in expected]
 
     # What was made without gradients is not found in training, and not when the weights have changed.
-    with as_lightning_has_it():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        writer.write(prompts, SAMPLING)
         policy.hf_model(input_ids=torch.tensor([[1, 5, 7]])).logits.float().logsumexp(-1).sum().backward()
     assert all(policy.get_parameter(name).grad is not None for name in projections)
     with torch.no_grad():

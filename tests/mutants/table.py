@@ -624,12 +624,6 @@ _MODELS = (
     *_bugs(
         "rollout/engine.py",
         (
-            "what was made without gradients is found in training",
-            "torch.clear_autocast_cache()",
-            "torch.set_autocast_cache_enabled(True)",
-            "tests/methods/test_writer.py",
-        ),
-        (
             "weights are cast for every token",
             "torch.set_autocast_cache_enabled(True)",
             "torch.set_autocast_cache_enabled(False)",
